@@ -1,0 +1,227 @@
+"""The grid behind the defaults: one line of JSON a run, resumable.
+
+    python benchmarks/defaults.py --out results.jsonl --data digits \
+        --seeds 0 1 2 --run baseline direct num_samples=8,reg_freq=32
+
+`baseline` is the network without noise, given the regularization set to
+train on. Everything else is a cross-regularized run, with the named arguments
+of `compile` and `fit` changed (`direct`: none), followed by its `refit` where
+`refit=1`. See docs/defaults.md for what it gave.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import time
+from typing import Any
+
+import keras
+import numpy as np
+
+import keras_crossreg as kcr
+
+
+def digits() -> dict[str, Any]:
+    from sklearn.datasets import load_digits
+
+    x, y = load_digits(return_X_y=True)
+    return dict(
+        x=(x / 16.0).astype("float32"), y=y, train=800, reg=200, epochs=60,
+        batch_size=32, body=dense([256, 256, 256]), classes=10,
+    )
+
+
+def cancer() -> dict[str, Any]:
+    from sklearn.datasets import load_breast_cancer
+
+    x, y = load_breast_cancer(return_X_y=True)
+    x = (x - x.mean(0)) / x.std(0)
+    return dict(
+        x=x.astype("float32"), y=y, train=200, reg=80, epochs=60,
+        batch_size=16, body=dense([128, 128]), classes=2,
+    )
+
+
+def cifar10() -> dict[str, Any]:
+    import tensorflow_datasets as tfds
+
+    (x, y), (xt, yt) = (
+        tfds.as_numpy(
+            tfds.load("cifar10", split=part, batch_size=-1, as_supervised=True)
+        )
+        for part in ("train[:11000]", "test[:4000]")
+    )
+    x = np.concatenate([x, xt]).astype("float32") / 255.0
+    return dict(
+        x=(x - 0.47) / 0.25, y=np.concatenate([y, yt]).astype("int32"),
+        train=10000, reg=1000, epochs=20, batch_size=128,
+        body=vgg([32, 32, 64, 64, 128, 128], 128), classes=10, cosine=True,
+    )
+
+
+def cifar10_small() -> dict[str, Any]:
+    data = cifar10()
+    keep = np.r_[0:5500, 11000:15000]
+    data.update(x=data["x"][keep], y=data["y"][keep], train=5000, reg=500)
+    data.update(body=vgg([16, 16, 32, 32, 64, 64], 64))
+    return data
+
+
+def normalized(x: Any, noise: Any) -> Any:
+    x = keras.layers.BatchNormalization(center=False, scale=False)(x)
+    return keras.layers.ReLU()(noise()(x) if noise else x)
+
+
+def dense(widths: list[int]) -> Any:
+    def body(x: Any, noise: Any) -> Any:
+        for width in widths:
+            x = keras.layers.Dense(width, use_bias=False)(x)
+            x = normalized(x, noise)
+        return x
+
+    return body
+
+
+def vgg(filters: list[int], units: int) -> Any:
+    def body(x: Any, noise: Any) -> Any:
+        for i, count in enumerate(filters):
+            x = keras.layers.Conv2D(
+                count, 3, padding="same", use_bias=False
+            )(x)
+            x = normalized(x, noise)
+            if i % 2:
+                x = keras.layers.MaxPooling2D()(x)
+        x = keras.layers.Flatten()(x)
+        x = keras.layers.Dense(units, use_bias=False)(x)
+        return normalized(x, noise)
+
+    return body
+
+
+def build(data: dict[str, Any], noise: Any) -> kcr.CrossRegModel:
+    inputs = keras.Input(data["x"].shape[1:])
+    x = data["body"](inputs, noise)
+    outputs = keras.layers.Dense(data["classes"], activation="softmax")(x)
+    return kcr.CrossRegModel(inputs, outputs)
+
+
+def scores(model: kcr.CrossRegModel, x: Any, y: Any) -> dict[str, float]:
+    p = model.predict(x, batch_size=250, verbose=0).astype("float64")
+    confidence, correct = p.max(1), p.argmax(1) == y
+    bins = np.minimum((confidence * 15).astype(int), 14)
+    ece = sum(
+        abs((confidence - correct)[bins == b].sum()) for b in range(15)
+    ) / len(y)
+    nll = -np.log(np.maximum(p[np.arange(len(y)), y], 1e-12)).mean()
+    return dict(accuracy=float(correct.mean()), nll=nll, ece=ece)
+
+
+RHO = {"lr", "beta_1", "beta_2", "decay", "opt"}
+COMPILE = {"num_samples", "reg_freq", "reg_warmup", "eval_num_samples"}
+FIT = {"reg_batch_size", "merge_epochs"}
+
+
+def options_of(run: str) -> dict[str, float]:
+    pairs = [p.split("=") for p in run.split(",") if "=" in p]
+    return {k: float(v) if "." in v else int(v) for k, v in pairs}
+
+
+def rho_optimizer(options: dict[str, float]) -> Any:
+    lr = options.get("lr", 0.1)
+    if "decay" in options:
+        lr = keras.optimizers.schedules.InverseTimeDecay(
+            lr, 1, options["decay"]
+        )
+    return keras.optimizers.Adam(
+        lr,
+        beta_1=options.get("beta_1", 0.9),
+        beta_2=options.get("beta_2", 0.999),
+    )
+
+
+def one_run(name: str, run: str, seed: int) -> dict[str, Any]:
+    keras.utils.set_random_seed(seed)
+    data = globals()[name]()
+    x, y = data["x"], data["y"]
+    if name in ("digits", "cancer"):
+        order = np.random.default_rng(seed).permutation(len(x))
+        x, y = x[order], y[order]
+    m, n = data["train"], data["train"] + data["reg"]
+    test = x[n:], y[n:]
+    options = options_of(run)
+    noise = None
+    if run != "baseline":
+        start = options.get("start", 0.1)
+        noise = lambda: kcr.layers.GaussianNoiseScale(start)  # noqa: E731
+    model = build(data, noise)
+    size = data["batch_size"]
+    steps = data["epochs"] * -(-(n if run == "baseline" else m) // size)
+    rate: Any = 1e-3
+    if data.get("cosine"):
+        rate = keras.optimizers.schedules.CosineDecay(rate, steps)
+    special = {}
+    if RHO & set(options):
+        special["rho_optimizer"] = rho_optimizer(options)
+    special |= {k: int(options[k]) for k in COMPILE & set(options)}
+    model.compile(
+        keras.optimizers.Adam(rate), "sparse_categorical_crossentropy",
+        metrics=["accuracy"], **special,
+    )
+    fit = dict(epochs=data["epochs"], batch_size=size, verbose=0)
+    begin = time.perf_counter()
+    if run == "baseline":
+        model.fit(x[:n], y[:n], **fit)
+    elif "fixed" in options:
+        model.set_rho({p: options["fixed"] for p in model.get_rho()})
+        model.freeze_rho()
+        model.fit(x[:n], y[:n], **fit)
+    else:
+        if "seen" in options:  # also to the end on all the data
+            fit["reg_batch_size"] = size
+        model.fit(
+            x[:m], y[:m], reg_data=(x[m:n], y[m:n]), **fit,
+            **{k: int(options[k]) for k in FIT & set(options)},
+        )
+    seconds = time.perf_counter() - begin
+    result: dict[str, Any] = dict(data=name, run=run, seed=seed)
+    result |= scores(model, *test)
+    result |= dict(seconds=seconds, rho=[
+        round(float(np.mean(v)), 3) for v in model.get_rho().values()
+    ])
+    if options.get("refit"):
+        begin = time.perf_counter()
+        final = kcr.refit(model, x[:n], y[:n], **fit)
+        result["refit"] = scores(final, *test)
+        result["refit"]["seconds"] = time.perf_counter() - begin
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=pathlib.Path, required=True)
+    parser.add_argument("--data", nargs="+", required=True)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--run", nargs="+", required=True)
+    arguments = parser.parse_args()
+    done = set()
+    if arguments.out.exists():
+        lines = arguments.out.read_text().splitlines()
+        done = {
+            (r["data"], r["run"], r["seed"]) for r in map(json.loads, lines)
+        }
+    for seed in arguments.seeds:
+        for run in arguments.run:
+            for name in arguments.data:
+                if (name, run, seed) in done:
+                    continue
+                result = one_run(name, run, seed)
+                line = json.dumps(result)
+                print(line, flush=True)
+                with arguments.out.open("a") as out:
+                    out.write(line + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,19 @@
+"""Regularization that tunes itself while a Keras model trains."""
+
+from keras_crossreg import layers
+from keras_crossreg.cross_reg_model import CrossRegModel
+from keras_crossreg.refit import refit
+from keras_crossreg.rho import is_rho
+from keras_crossreg.rho import mark_rho
+from keras_crossreg.wrap import wrap
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CrossRegModel",
+    "is_rho",
+    "layers",
+    "mark_rho",
+    "refit",
+    "wrap",
+]

@@ -1,0 +1,125 @@
+"""The one module that touches private Keras API.
+
+Each name says why public API does not do. `tests/test_keras_private.py`
+fails when Keras changes any of them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+# A tensor's mask is an attribute that averaging would drop.
+from keras.src.backend import get_keras_mask
+from keras.src.backend import set_keras_mask
+
+# Under a strategy, `compute_loss` divides by the number of replicas; what the
+# progress bar shows must not be.
+from keras.src.losses.loss import unscale_loss_for_distribution
+
+# The class behind `keras.Model(inputs, outputs)`. Keras makes a functional
+# subclass by rewriting the bases of every class above it, after which none of
+# them can be subclassed by `call` in the same process. Inheriting from it
+# leaves the bases alone.
+from keras.src.models.functional import Functional
+
+# `Model.__init__` decides with it whether its arguments mean a graph.
+from keras.src.models.model import functional_init_arguments
+
+# A class created at run time must be saved under its parent's registered name.
+from keras.src.saving.object_registration import GLOBAL_CUSTOM_NAMES
+
+# The metrics of `compile` behind one object; a second one is needed for the
+# regularization set, with the names and the structure of the first.
+from keras.src.trainers.compile_utils import CompileMetrics
+
+# Every form of data that `fit` takes, as one: arrays, `tf.data.Dataset`,
+# `PyDataset`, generators, torch `DataLoader`.
+from keras.src.trainers.data_adapters import get_data_adapter
+
+# Which data are arrays, to Keras.
+from keras.src.trainers.data_adapters.array_data_adapter import (
+    can_convert_arrays,
+)
+
+# The first part of `validation_split`, for `reg_split`.
+from keras.src.trainers.data_adapters.array_slicing import (
+    train_validation_split,
+)
+
+__all__ = [
+    "CompileMetrics",
+    "Functional",
+    "all_layers",
+    "compute_loss",
+    "can_convert_arrays",
+    "count_steps",
+    "get_keras_mask",
+    "functional_init_arguments",
+    "get_data_adapter",
+    "graph_structure",
+    "keep_registered_name",
+    "make_step_function",
+    "receive_sampling",
+    "set_keras_mask",
+    "train_validation_split",
+    "unscale_loss_for_distribution",
+]
+
+
+def receive_sampling(layer: Any) -> None:
+    """Lets `sampling=` travel from the outermost call to every layer in it.
+
+    A call-context argument goes through functional, nested and subclassed
+    models alike, as `training` does; Keras has no public call for it.
+    """
+    layer._register_call_context_args("sampling")
+
+
+def keep_registered_name(cls: type, parent: type) -> None:
+    """Makes `cls` save under the name that `parent` is registered with."""
+    if parent in GLOBAL_CUSTOM_NAMES:
+        GLOBAL_CUSTOM_NAMES[cls] = GLOBAL_CUSTOM_NAMES[parent]
+
+
+def graph_structure(model: Any) -> tuple[Any, Any]:
+    """Inputs and outputs of a functional model as the user nested them.
+
+    `model.inputs` and `model.outputs` are flat lists.
+    """
+    return model._inputs_struct, model._outputs_struct
+
+
+def make_step_function(model: Any, step: Any) -> Any:
+    """Compiles `step(batch)` as Keras compiles `train_step`.
+
+    It brings `jit_compile`, `run_eagerly` and distribution for a second step
+    at no code of our own.
+    """
+    return model._make_function(step)
+
+
+def all_layers(model: Any) -> list[Any]:
+    """Every layer at every depth, each once, in the order of the network.
+
+    `model.layers` stops at the first level.
+    """
+    return list(model._flatten_layers(include_self=False))
+
+
+def compute_loss(model: Any, x: Any, y: Any, y_pred: Any, weight: Any) -> Any:
+    """`model.compute_loss` whether or not an override takes `training`."""
+    return model._compute_loss(
+        x=x, y=y, y_pred=y_pred, sample_weight=weight, training=False
+    )
+
+
+def count_steps(optimizer: Any) -> int:
+    """Training steps that this optimizer has seen.
+
+    `optimizer.iterations` counts updates, which `gradient_accumulation_steps`
+    makes fewer.
+    """
+    if optimizer is None:
+        return 0
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    return int(optimizer._iterations)

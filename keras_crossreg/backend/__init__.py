@@ -1,0 +1,16 @@
+"""The trainer of the Keras backend in use."""
+
+import keras
+
+if keras.backend.backend() == "tensorflow":
+    from keras_crossreg.backend.tensorflow.trainer import (
+        TensorFlowTrainer as Trainer,
+    )
+else:
+    raise ImportError(
+        "keras_crossreg trains on the TensorFlow backend so far. Set "
+        "`KERAS_BACKEND=tensorflow` before Keras is imported. "
+        f"Received: keras.backend.backend()={keras.backend.backend()}"
+    )
+
+__all__ = ["Trainer"]

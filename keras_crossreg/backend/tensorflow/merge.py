@@ -1,0 +1,108 @@
+"""Training and regularization data as one, for the last epochs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_crossreg._keras import can_convert_arrays
+from keras_crossreg.regularization_data import Data
+
+
+class OneRun(keras.callbacks.CallbackList):
+    """Callbacks that see two calls of Keras's `fit` as one run."""
+
+    def __init__(self, callbacks: Any, model: Any, **params: Any) -> None:
+        super().__init__(
+            callbacks,
+            add_history=True,
+            add_progbar=params["verbose"] != 0,
+            model=model,
+            **params,
+        )
+        self.is_first = True
+        self.is_last = False
+
+    def next_phase(self, steps: int | None) -> None:
+        """Called between the two."""
+        self.is_first, self.is_last = False, True
+        self.set_params({**self.params, "steps": steps})
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        if self.is_first:
+            super().on_train_begin(logs)
+
+    def on_train_end(self, logs: Any = None) -> None:
+        if self.is_last or self.model.stop_training:
+            super().on_train_end(logs)
+
+
+def merge(data: Data, reg_data: Any) -> Data:
+    """Both sets of examples as one `(x, y, sample_weight)`.
+
+    Raises:
+        ValueError: If they are neither arrays nor datasets of known size.
+    """
+    reg = keras.utils.unpack_x_y_sample_weight(reg_data)
+    if can_convert_arrays(data) and can_convert_arrays(reg):
+        x, y, sample_weight = data
+        reg_x, reg_y, reg_weight = reg
+        if (sample_weight is None) != (reg_weight is None):
+            # Examples without a weight weigh 1.
+            sample_weight = _weights(sample_weight, reg_weight, x)
+            reg_weight = _weights(reg_weight, sample_weight, reg_x)
+        return (
+            _concatenate(x, reg_x),
+            _concatenate(y, reg_y),
+            _concatenate(sample_weight, reg_weight),
+        )
+    x, reg_x = data[0], reg[0]
+    datasets = (x, reg_x)
+    if all(isinstance(d, tf.data.Dataset) for d in datasets):
+        sizes = [int(d.cardinality()) for d in datasets]
+        if min(sizes) > 0:
+            # Batches of both, mixed.
+            merged = tf.data.Dataset.sample_from_datasets(
+                list(datasets), weights=[float(size) for size in sizes]
+            )
+            count = tf.data.experimental.assert_cardinality(sum(sizes))
+            return merged.apply(count), None, None
+    raise ValueError(
+        "`merge_epochs` needs training and regularization data that are both "
+        "arrays, or both `tf.data.Dataset` of known size. Received: x of type "
+        f"{type(x).__name__}, reg_data of type {type(reg_x).__name__}"
+    )
+
+
+def num_batches(data: Data, batch_size: int | None) -> int | None:
+    """Batches in an epoch of arrays or of a dataset, if it can be told."""
+    x = data[0]
+    if can_convert_arrays(data):
+        size = int(keras.tree.flatten(x)[0].shape[0])
+        return -(-size // (batch_size or 32))
+    if isinstance(x, tf.data.Dataset):
+        size = int(x.cardinality())
+        return size if size > 0 else None
+    return None
+
+
+def _concatenate(first: Any, second: Any) -> Any:
+    if first is None:
+        return None
+    return keras.tree.map_structure(
+        lambda a, b: np.concatenate([np.asarray(a), np.asarray(b)]),
+        first,
+        second,
+    )
+
+
+def _weights(weights: Any, like: Any, x: Any) -> Any:
+    if weights is not None:
+        return weights
+    size = int(keras.tree.flatten(x)[0].shape[0])
+    return keras.tree.map_structure(
+        lambda w: np.ones((size, *np.shape(w)[1:]), "float32"), like
+    )

@@ -1,0 +1,420 @@
+"""The alternation of the two steps, on TensorFlow."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from keras_crossreg import _keras
+from keras_crossreg import regularization_data as data_lib
+from keras_crossreg.backend.tensorflow.merge import OneRun
+from keras_crossreg.backend.tensorflow.merge import merge
+from keras_crossreg.backend.tensorflow.merge import num_batches
+from keras_crossreg.backend.tensorflow.stream import RegularizationStream
+
+
+class TensorFlowTrainer:
+    """The training half of `CrossRegModel`, mixed in before `keras.Model`."""
+
+    # ---- The two steps, and their alternation --------------------------------
+
+    def train_step(self, data):
+        """`theta <- theta - a dL_train(theta, rho) / dtheta`.
+
+        Keras's own step, with one sample of the noise: rho are not among the
+        `trainable_variables` that it moves.
+        """
+        return super().train_step(data)
+
+    def rho_step(self, data):
+        """`rho <- rho - b dL_reg(theta, rho) / drho`, at the new theta."""
+        loss, y_pred, gradients = self._rho_gradients(data)
+        self.rho_optimizer.apply(gradients, self._learning_rho())
+        return self._update_reg_metrics(data, loss, y_pred)
+
+    def _rho_gradients(self, data):
+        """L_reg of the average of K sampled predictions, and dL_reg / drho."""
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        rho = [v.value for v in self._learning_rho()]
+        # Only rho are watched: no gradient of theta is ever computed here.
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(rho)
+            y_pred = self._average(self._sample(x, self._reg.num_samples))
+            loss = _keras.compute_loss(self, x, y, y_pred, sample_weight)
+            scaled_loss = self.rho_optimizer.scale_loss(loss)
+        return loss, y_pred, tape.gradient(scaled_loss, rho)
+
+    def make_train_function(self, force=False):
+        """Theta at every training step; rho, at the new theta, every r."""
+        if self.train_function is not None and not force:
+            return
+        super().make_train_function(force)
+        reg, theta_function = self._reg, self.train_function
+        reg.rho_function = _keras.make_step_function(self, self.rho_step)
+
+        def alternate(iterator):
+            reg.show_metrics = False
+            logs = theta_function(iterator)
+            for _ in range(self._count_rho_steps()):
+                self._run_rho_step(next(reg.stream))
+            reg.show_metrics = bool(reg.logs)
+            return {**logs, **reg.logs}
+
+        self.train_function = alternate
+
+    def _count_rho_steps(self):
+        """Multiples of r, after the warm-up, among the steps just taken."""
+        reg = self._reg
+        before = reg.steps
+        if self.steps_per_execution == 1:
+            reg.steps += 1
+        else:
+            # The last execution of an epoch may be shorter: ask.
+            reg.steps = _keras.count_steps(self.optimizer)
+        if reg.stream is None or self._rho_frozen:
+            return 0
+
+        def rho_steps(steps):
+            return max(0, steps - reg.reg_warmup) // reg.reg_freq
+
+        return rho_steps(reg.steps) - rho_steps(before)
+
+    def _run_rho_step(self, batch):
+        reg = self._reg
+        if reg.metrics_are_stale:
+            reg.reset_metrics()
+        reg.logs = reg.rho_function(iter([batch]))
+
+    def _update_reg_metrics(self, data, loss, y_pred):
+        _, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        reg = self._reg
+        reg.loss.update_state(
+            _keras.unscale_loss_for_distribution(loss),
+            sample_weight=tf.shape(keras.tree.flatten(y_pred)[0])[0],
+        )
+        if reg.metrics is not None:
+            reg.metrics.update_state(y, y_pred, sample_weight)
+        return reg.results()
+
+    # ---- Training ------------------------------------------------------------
+
+    def fit(
+        self,
+        x=None,
+        y=None,
+        batch_size=None,
+        epochs=1,
+        verbose="auto",
+        callbacks=None,
+        validation_split=0.0,
+        validation_data=None,
+        shuffle=True,
+        class_weight=None,
+        sample_weight=None,
+        initial_epoch=0,
+        steps_per_epoch=None,
+        validation_steps=None,
+        validation_batch_size=None,
+        validation_freq=1,
+        *,
+        reg_data=None,
+        reg_split=0.0,
+        reg_batch_size=None,
+        merge_epochs=0,
+    ):
+        """Trains theta on `x`, `y` and rho on `reg_data`.
+
+        Args:
+            x: Training data. This and every argument up to `validation_freq`
+                as in `keras.Model.fit`.
+            y: See `keras.Model.fit`.
+            batch_size: See `keras.Model.fit`.
+            epochs: See `keras.Model.fit`.
+            verbose: See `keras.Model.fit`.
+            callbacks: See `keras.Model.fit`.
+            validation_split: See `keras.Model.fit`.
+            validation_data: See `keras.Model.fit`.
+            shuffle: See `keras.Model.fit`.
+            class_weight: See `keras.Model.fit`. For the training batches; the
+                regularization loss is weighted by sample weights alone.
+            sample_weight: See `keras.Model.fit`.
+            initial_epoch: See `keras.Model.fit`.
+            steps_per_epoch: See `keras.Model.fit`.
+            validation_steps: See `keras.Model.fit`.
+            validation_batch_size: See `keras.Model.fit`.
+            validation_freq: See `keras.Model.fit`.
+            reg_data: The regularization set: held-out examples whose
+                gradient moves rho. Not the validation set and not the test
+                set: it is consumed by training. Every form that `x` takes, or
+                a tuple `(x, y)` or `(x, y, sample_weight)` of arrays.
+            reg_split: Float in (0, 1). The part of the training data, at its
+                end and before it is shuffled, to use as regularization set,
+                as `validation_split` does. With both, the validation part is
+                cut first, and this is a part of what is left. For arrays.
+            reg_batch_size: Integer. Examples in a regularization batch, at
+                most the regularization set. Defaults to `batch_size`. Not for
+                data that come in batches.
+            merge_epochs: Integer. The last of the `epochs` that train theta
+                on training and regularization data together, with rho
+                frozen, so that no example is lost to regularization. A run
+                that a callback stops before has none. Defaults to `0`.
+
+        Returns:
+            A `keras.callbacks.History`. Next to `loss` it has `reg_loss`, and
+            each compiled metric on the regularization batches under
+            `reg_<name>`.
+
+        Raises:
+            ValueError: Before the first step, if the model has rho to learn
+                and neither `reg_data` nor `reg_split` is given; if the
+                regularization set is empty or does not fit the model; if an
+                argument is out of range; if no gradient of the regularization
+                loss reaches a rho.
+        """
+        data_lib.check_fit_arguments(
+            reg_data, reg_split, reg_batch_size, merge_epochs, epochs
+        )
+        data = (x, y, sample_weight)
+        if validation_data is None and validation_split and (
+            reg_split or merge_epochs
+        ):
+            data, validation_data = data_lib.split(
+                data, "validation_split", validation_split
+            )
+            validation_split = 0.0
+        if reg_split:
+            data, reg_data = data_lib.split(data, "reg_split", reg_split)
+        if self.compiled:
+            data = self._prepare(data, reg_data, reg_batch_size or batch_size)
+
+        def keras_fit(data, callbacks, initial_epoch, epochs):
+            return super(TensorFlowTrainer, self).fit(
+                x=data[0],
+                y=data[1],
+                batch_size=batch_size,
+                epochs=epochs,
+                verbose=verbose,
+                callbacks=callbacks,
+                validation_split=validation_split,
+                validation_data=validation_data,
+                shuffle=shuffle,
+                class_weight=class_weight,
+                sample_weight=data[2],
+                initial_epoch=initial_epoch,
+                steps_per_epoch=steps_per_epoch,
+                validation_steps=validation_steps,
+                validation_batch_size=validation_batch_size,
+                validation_freq=validation_freq,
+            )
+
+        if not merge_epochs:
+            try:
+                return keras_fit(data, callbacks, initial_epoch, epochs)
+            finally:
+                self._finish()
+
+        merged = merge(data, reg_data)
+        callbacks = OneRun(
+            callbacks,
+            self,
+            verbose=verbose,
+            epochs=epochs,
+            steps=steps_per_epoch or num_batches(data, batch_size),
+        )
+        switch = epochs - merge_epochs
+        try:
+            history = keras_fit(data, callbacks, initial_epoch, switch)
+            if not self.stop_training:
+                self._finish()
+                callbacks.next_phase(
+                    steps_per_epoch or num_batches(merged, batch_size)
+                )
+                first = max(switch, initial_epoch, self._initial_epoch or 0)
+                self._initial_epoch = None
+                history = keras_fit(merged, callbacks, first, epochs)
+            return history
+        finally:
+            self._finish()
+
+    def _prepare(self, data, reg_data, reg_batch_size):
+        """Checks everything that can be checked before a weight moves."""
+        reg = self._reg
+        first_batch, x = data_lib.peek(*data)
+        if reg_data is None:
+            self._build_on(first_batch)
+            data_lib.check_reg_data_is_there(self._learning_rho(), reg_data)
+        else:
+            stream = RegularizationStream(
+                reg_data, reg_batch_size, self.distribute_strategy
+            )
+            self._build_on(first_batch)
+            data_lib.check_batches_match(first_batch, stream.first_batch)
+            if self._learning_rho():
+                self._check_rho_step(stream.first_batch)
+            if self.rho_variables:
+                reg.stream = stream
+            else:
+                warnings.warn(
+                    "The model has no rho: `reg_data` is not used.",
+                    stacklevel=3,
+                )
+        self._build_optimizers()
+        reg.steps = _keras.count_steps(self.optimizer)
+        return x, *data[1:]
+
+    def _finish(self):
+        """Ends the learning of rho in this call of `fit`."""
+        self._reg.stream = None
+        self._reg.logs = {}
+        self._reg.show_metrics = False
+
+    def _build_on(self, batch):
+        """Creates the variables of a model that has not seen data yet."""
+        if batch is None or (
+            self.built and all(layer.built for layer in _keras.all_layers(self))
+        ):
+            return
+        x, _, _ = keras.utils.unpack_x_y_sample_weight(batch)
+
+        def symbolic(array):
+            if array is None:
+                return None
+            dtype = keras.backend.standardize_dtype(array.dtype)
+            if dtype == "float64":
+                # As Keras casts data.
+                dtype = keras.backend.floatx()
+            return keras.KerasTensor((None, *array.shape[1:]), dtype)
+
+        with self.distribute_strategy.scope():
+            self(keras.tree.map_structure(symbolic, x))
+
+    def _build_optimizers(self):
+        """Builds each optimizer on its own variables.
+
+        Keras does it for `optimizer` alone, in `fit` and on loading.
+        """
+        if not self.built:
+            return
+        with self.distribute_strategy.scope():
+            for optimizer, variables in (
+                (self.optimizer, self.trainable_variables),
+                (self.rho_optimizer, self.rho_variables),
+            ):
+                if optimizer is not None and not optimizer.built:
+                    optimizer.build(variables)
+
+    def _check_rho_step(self, batch):
+        """Traces the gradient of rho, without moving anything."""
+        gradients = []
+
+        def trace(data):
+            gradients[:] = self._rho_gradients(data)[2]
+
+        try:
+            if self.run_eagerly:
+                trace(batch)
+            else:
+                tf.function(trace).get_concrete_function(batch)
+        except (ValueError, TypeError, KeyError, tf.errors.OpError) as error:
+            shapes = keras.tree.map_structure(lambda a: a.shape, batch)
+            raise ValueError(
+                "The regularization pass failed: `reg_data` must hold inputs "
+                "and targets that fit the model and its loss. The error was: "
+                f"{error}\nReceived: a batch of reg_data of shapes {shapes}"
+            ) from error
+        lost = [
+            v.path
+            for v, gradient in zip(
+                self._learning_rho(), gradients, strict=True
+            )
+            if gradient is None
+        ]
+        if lost:
+            raise ValueError(
+                "No gradient of the regularization loss reaches these rho: "
+                "they do not take part in a sampling pass (`call(..., "
+                "sampling=True)`), or a gradient is stopped on the way. "
+                f"Received: rho={lost}"
+            )
+
+    def train_on_batch(
+        self,
+        x,
+        y=None,
+        sample_weight=None,
+        class_weight=None,
+        return_dict=False,
+        *,
+        reg_data=None,
+    ):
+        """One theta step on a batch, then one rho step on `reg_data`, if any.
+
+        Args:
+            x: As in `keras.Model.train_on_batch`, and every argument up to
+                `return_dict`.
+            y: See `keras.Model.train_on_batch`.
+            sample_weight: See `keras.Model.train_on_batch`.
+            class_weight: See `keras.Model.train_on_batch`.
+            return_dict: See `keras.Model.train_on_batch`.
+            reg_data: A regularization batch `(x, y)` or
+                `(x, y, sample_weight)`. `reg_freq` does not apply: pass it
+                whenever rho shall move. Without it, only theta moves.
+
+        Returns:
+            As `keras.Model.train_on_batch`; with `reg_data` and
+            `return_dict=True` also `reg_loss` and the regularization metrics.
+        """
+        logs = super().train_on_batch(
+            x,
+            y,
+            sample_weight=sample_weight,
+            class_weight=class_weight,
+            return_dict=return_dict,
+        )
+        if reg_data is None:
+            return logs
+        if self._learning_rho():
+            stream = RegularizationStream(
+                reg_data,
+                # The whole of it.
+                keras.tree.flatten(reg_data)[0].shape[0],
+                self.distribute_strategy,
+            )
+            self._reg.metrics_are_stale = True
+            self._run_rho_step(next(stream))
+            if return_dict:
+                for name, value in self._reg.logs.items():
+                    logs[name] = float(value)
+            self._finish()
+        return logs
+
+    # ---- Predictions, averaged over the noise --------------------------------
+
+    def test_step(self, data):
+        """Keras's own step, on the average of sampled predictions."""
+        with self._averaged_calls():
+            return super().test_step(data)
+
+    def predict_step(self, data):
+        """Keras's own step, on the average of sampled predictions."""
+        with self._averaged_calls():
+            return super().predict_step(data)
+
+    def evaluate(self, *args, **kwargs):
+        # What `evaluate` reports is of the data that it was given.
+        self._reg.show_metrics = False
+        return super().evaluate(*args, **kwargs)
+
+    def reset_metrics(self):
+        super().reset_metrics()
+        # Kept until the next rho step: r may be longer than an epoch.
+        self._reg.metrics_are_stale = True
+
+    def get_metrics_result(self):
+        results = super().get_metrics_result()
+        if self._reg.show_metrics:
+            results.update(self._reg.results())
+        return results

@@ -1,0 +1,467 @@
+"""A Keras model that learns its regularization while it trains."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import threading
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+from keras import ops
+from keras import tree
+
+from keras_crossreg import averaging as averaging_lib
+from keras_crossreg._keras import CompileMetrics
+from keras_crossreg._keras import Functional
+from keras_crossreg._keras import all_layers
+from keras_crossreg._keras import functional_init_arguments
+from keras_crossreg._keras import keep_registered_name
+from keras_crossreg._keras import receive_sampling
+from keras_crossreg.backend import Trainer
+from keras_crossreg.rho import assign_human_value
+from keras_crossreg.rho import human_value
+from keras_crossreg.rho import is_rho
+from keras_crossreg.rho_summary import print_rho_summary
+
+# Found on three data sets; the grid is in docs/defaults.md.
+DEFAULT_NUM_SAMPLES = 4
+DEFAULT_REG_FREQ = 16
+DEFAULT_RHO_LEARNING_RATE = 0.1
+
+
+class Regularization:
+    """What `compile` said of the regularization pass, and its state in `fit`.
+
+    A plain object, so that Keras does not count its metrics and its optimizer
+    into the model's own.
+    """
+
+    def __init__(
+        self,
+        settings: dict[str, Any],
+        optimizer: Any,
+        rho_optimizer: Any,
+        metrics: CompileMetrics | None,
+    ) -> None:
+        self.settings = settings
+        self.num_samples: int = settings["num_samples"]
+        self.reg_freq: int = settings["reg_freq"]
+        self.reg_warmup: int = settings["reg_warmup"]
+        self.averaging: Any = settings["averaging"]
+        self.eval_num_samples: int = settings["eval_num_samples"]
+        # As they were at `compile`, before a callback moves a learning rate.
+        self.optimizer_config = keras.optimizers.serialize(
+            keras.optimizers.get(optimizer)
+        )
+        self.rho_optimizer_config = keras.optimizers.serialize(rho_optimizer)
+
+        # `reg_loss` and the compiled metrics, on regularization batches.
+        self.loss = keras.metrics.Mean(name="loss")
+        self.metrics = metrics
+        self.metrics_are_stale = True
+        self.show_metrics = False
+        self.logs: dict[str, Any] = {}
+
+        self.stream: Any = None
+        self.rho_function: Any = None
+        self.steps = 0
+
+    def reset_metrics(self) -> None:
+        self.loss.reset_state()
+        if self.metrics is not None:
+            self.metrics.reset_state()
+        self.metrics_are_stale = False
+
+    def results(self) -> dict[str, Any]:
+        results = {"reg_loss": self.loss.result()}
+        if self.metrics is not None:
+            for name, value in self.metrics.result().items():
+                results[f"reg_{name}"] = value
+        return results
+
+
+class _Sampling(threading.local):
+    """Whether calls of the model average samples.
+
+    Of a thread: a strategy traces its replicas in several.
+    """
+
+    active = False
+
+
+@functools.cache
+def _functional_class(cls: type) -> type:
+    """`cls` and `Functional` in one, with no change to either.
+
+    `Sub(inputs, outputs)` on a plain Keras subclass rewrites the bases of
+    `Sub` and of every class above it, for the whole process.
+    """
+    if issubclass(cls, Functional):
+        return cls
+    names = {"__module__": cls.__module__, "__doc__": cls.__doc__}
+    functional = type(cls.__name__, (cls, Functional), names)
+    functional.__qualname__ = cls.__qualname__
+    keep_registered_name(functional, cls)
+    return functional
+
+
+@keras.saving.register_keras_serializable(package="keras_crossreg")
+class CrossRegModel(Trainer, keras.Model):
+    """A `keras.Model` whose regularization weights rho are learned in `fit`.
+
+    Theta, the weights, learn from the training batch as ever. Every
+    `reg_freq` steps, rho learn from a batch of the regularization set, at the
+    new theta, by the gradient of the loss of the average of `num_samples`
+    sampled predictions; everything but the regularizers is then in inference
+    mode. First order, one `fit`.
+
+    Made as `keras.Model` is: `CrossRegModel(inputs, outputs)`, a subclass with
+    `call`, or `kcr.wrap(model)`; all three can live in one process. A model
+    without rho trains as `keras.Model` does, number for number.
+
+    `evaluate`, `predict` and validation average over `eval_num_samples`
+    samples of the noise, as the model was trained. They repeat the same noise
+    until training goes on, so that two calls give the same numbers.
+
+    Example:
+
+    >>> inputs = keras.Input((64,))
+    >>> x = keras.layers.Dense(128, use_bias=False)(inputs)
+    >>> x = keras.layers.BatchNormalization(center=False, scale=False)(x)
+    >>> x = kcr.layers.GaussianNoiseScale()(x)
+    >>> x = keras.layers.ReLU()(x)
+    >>> outputs = keras.layers.Dense(10, activation="softmax")(x)
+    >>> model = kcr.CrossRegModel(inputs, outputs)
+    >>> model.compile("adam", "sparse_categorical_crossentropy")
+    >>> model.fit(x_train, y_train, reg_data=(x_reg, y_reg), epochs=10)
+    >>> model.rho_summary()
+
+    Reference:
+
+    - [Brito, 2025, Cross-regularization: Adaptive Model Complexity through
+      Validation Gradients](https://arxiv.org/abs/2506.19755).
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        if functional_init_arguments(args, kwargs):
+            # Around Keras's own `__setattr__`, which tracks attributes.
+            object.__setattr__(
+                self, "__class__", _functional_class(type(self))
+            )
+            Functional.__init__(self, *args, **kwargs)
+        else:
+            super().__init__(*args, **kwargs)
+        receive_sampling(self)
+        self._sampling = _Sampling()
+        self._rho_frozen = False
+
+    # Construction
+
+    def compile(
+        self,
+        optimizer: Any = "rmsprop",
+        loss: Any = None,
+        loss_weights: Any = None,
+        metrics: Any = None,
+        weighted_metrics: Any = None,
+        run_eagerly: bool = False,
+        steps_per_execution: int = 1,
+        jit_compile: bool | str = "auto",
+        auto_scale_loss: bool = True,
+        rho_optimizer: Any = None,
+        num_samples: int = DEFAULT_NUM_SAMPLES,
+        reg_freq: int = DEFAULT_REG_FREQ,
+        reg_warmup: int = 0,
+        averaging: Any = "auto",
+        hypergradient: str = "direct",
+        eval_num_samples: int | None = None,
+    ) -> None:
+        """Configures both optimizers and the regularization pass.
+
+        Args:
+            optimizer: Moves theta, and theta alone. This and every argument
+                up to `auto_scale_loss` as in `keras.Model.compile`.
+            loss: See `keras.Model.compile`.
+            loss_weights: See `keras.Model.compile`.
+            metrics: See `keras.Model.compile`. Each is also measured on the
+                regularization batches, as `reg_<name>`.
+            weighted_metrics: See `keras.Model.compile`.
+            run_eagerly: See `keras.Model.compile`.
+            steps_per_execution: See `keras.Model.compile`. The rho steps that
+                are due follow each execution.
+            jit_compile: See `keras.Model.compile`.
+            auto_scale_loss: See `keras.Model.compile`. For both optimizers.
+            rho_optimizer: String, dict or `keras.optimizers.Optimizer`. Moves
+                rho, and rho alone. Defaults to `Adam(0.1)`.
+            num_samples: Integer K, at least 1. Sampled predictions that the
+                regularization pass averages. Defaults to `4`.
+            reg_freq: Integer r, at least 1. Training steps per rho step.
+                Defaults to `16`.
+            reg_warmup: Integer, not negative. Training steps before rho start
+                to learn. Defaults to `0`.
+            averaging: The space in which sampled predictions are averaged.
+                `"auto"`: probabilities for the classification losses (with
+                `from_logits=True` the result is the log of the averaged
+                probabilities, again logits), the plain mean for all other.
+                `"outputs"`: the plain mean. `"probabilities"`: as `"auto"`,
+                and the outputs of a loss of your own are taken for logits, of
+                a sigmoid where there is one, of a softmax otherwise. A
+                callable: from samples `(K, n, ...)` of one output to their
+                average `(n, ...)`. Defaults to `"auto"`.
+            hypergradient: `"direct"`: the partial derivative of the
+                regularization loss, with theta held; first order, as in the
+                paper. Defaults to `"direct"`.
+            eval_num_samples: Integer, at least 1. Samples that `evaluate`,
+                `predict` and validation average. Defaults to `num_samples`.
+
+        Raises:
+            ValueError: If an integer is too small, or `averaging` or
+                `hypergradient` is unknown.
+        """
+        if eval_num_samples is None:
+            eval_num_samples = num_samples
+        _check_integer("num_samples", num_samples, 1)
+        _check_integer("reg_freq", reg_freq, 1)
+        _check_integer("reg_warmup", reg_warmup, 0)
+        _check_integer("eval_num_samples", eval_num_samples, 1)
+        averaging_lib.check_averaging(averaging)
+        if hypergradient != "direct":
+            raise ValueError(
+                'Expected `hypergradient` to be "direct". '
+                f"Received: hypergradient={hypergradient}"
+            )
+        super().compile(
+            optimizer=optimizer,
+            loss=loss,
+            loss_weights=loss_weights,
+            metrics=metrics,
+            weighted_metrics=weighted_metrics,
+            run_eagerly=run_eagerly,
+            steps_per_execution=steps_per_execution,
+            jit_compile=jit_compile,
+            auto_scale_loss=auto_scale_loss,
+        )
+        if rho_optimizer is None:
+            rho_optimizer = keras.optimizers.Adam(DEFAULT_RHO_LEARNING_RATE)
+        rho_optimizer = keras.optimizers.get(rho_optimizer)
+        self._reg = Regularization(
+            dict(
+                num_samples=num_samples,
+                reg_freq=reg_freq,
+                reg_warmup=reg_warmup,
+                averaging=averaging,
+                hypergradient=hypergradient,
+                eval_num_samples=eval_num_samples,
+            ),
+            optimizer,
+            rho_optimizer,
+            None
+            if metrics is None and weighted_metrics is None
+            else CompileMetrics(
+                *_clone_metrics((metrics, weighted_metrics)),
+                output_names=getattr(self, "output_names", None),
+            ),
+        )
+        scaled = keras.optimizers.LossScaleOptimizer
+        if (
+            auto_scale_loss
+            and isinstance(self.optimizer, scaled)
+            and not isinstance(rho_optimizer, scaled)
+        ):
+            rho_optimizer = scaled(rho_optimizer)
+        self.rho_optimizer = rho_optimizer
+        if num_samples == 1 and self._stochastic:
+            warnings.warn(
+                "With `num_samples=1` the regularization loss sees noise only "
+                "as harm, and every sigma falls to zero. Use 4 or more.",
+                stacklevel=2,
+            )
+
+    def get_compile_config(self) -> dict[str, Any]:
+        """A serialized config of what `compile` was given."""
+        config: dict[str, Any] = super().get_compile_config()
+        if not config:
+            return config
+        for name, value in self._reg.settings.items():
+            config[name] = keras.saving.serialize_keras_object(value)
+        config["optimizer"] = self._reg.optimizer_config
+        config["rho_optimizer"] = self._reg.rho_optimizer_config
+        config["rho_frozen"] = self._rho_frozen
+        return config
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compiles the model with what `get_compile_config` gave."""
+        config = dict(config)
+        frozen = config.pop("rho_frozen", False)
+        self.compile(
+            **{
+                name: keras.saving.deserialize_keras_object(value)
+                for name, value in config.items()
+            }
+        )
+        self._rho_frozen = frozen
+        self._build_optimizers()
+
+    # Theta and rho
+
+    @property
+    def theta_variables(self) -> list[keras.Variable]:
+        """Every trainable weight that is not rho."""
+        return [v for v in self.trainable_variables if not is_rho(v)]
+
+    @property
+    def rho_variables(self) -> list[keras.Variable]:
+        """Every regularization weight, in the order of the network."""
+        return [v for v in self.weights if is_rho(v)]
+
+    def get_rho(self) -> dict[str, Any]:
+        """What was learned: `{path: value in human units}`.
+
+        Returns:
+            A dict from the path of each rho to a float, or to a NumPy array
+            where the rho has a shape.
+        """
+        return {v.path: human_value(v) for v in self.rho_variables}
+
+    def set_rho(self, values: dict[str, Any]) -> None:
+        """Sets rho from human units.
+
+        Args:
+            values: A dict `{path: value}`, as `get_rho()` returns it; it may
+                leave some out. A scalar fills a rho that has a shape.
+
+        Raises:
+            ValueError: If a path is unknown, or a value is not finite,
+                negative, or of a shape that does not fit.
+        """
+        rho = {v.path: v for v in self.rho_variables}
+        for path in values:
+            if path not in rho:
+                raise ValueError(
+                    f"Expected the paths of rho, {sorted(rho)}. "
+                    f"Received: path={path}"
+                )
+        for path, value in values.items():
+            assign_human_value(rho[path], value)
+
+    def freeze_rho(self) -> None:
+        """Stops rho from learning, until `unfreeze_rho()`.
+
+        The noise stays on. `fit` then needs no `reg_data`.
+        """
+        self._rho_frozen = True
+
+    def unfreeze_rho(self) -> None:
+        """Lets rho learn again."""
+        self._rho_frozen = False
+
+    def rho_summary(self, line_length: int | None = None,
+                    print_fn: Any = None) -> None:
+        """Prints what was learned: layer, meaning, start value, value now.
+
+        Args:
+            line_length: Integer, total length of the printed lines.
+            print_fn: Callable that gets each line. Defaults to `print`.
+        """
+        print_rho_summary(self, line_length=line_length, print_fn=print_fn)
+
+    def _learning_rho(self) -> list[keras.Variable]:
+        """The rho that a rho step moves: none when frozen."""
+        if self._rho_frozen:
+            return []
+        held = {
+            id(v)
+            for layer in all_layers(self)
+            if not layer.trainable
+            for v in layer.weights
+        }
+        return [v for v in self.rho_variables if id(v) not in held]
+
+    # Sampling passes
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self._sampling.active:
+            return self._predict_average(args[0])
+        return super().__call__(*args, **kwargs)
+
+    def _sample(self, x: Any, num_samples: int) -> Any:
+        """K sampled predictions `(K, n, ...)` in one tiled pass.
+
+        The stochastic regularizers on, everything else in inference mode.
+        """
+        outputs = super().__call__(
+            averaging_lib.tile(x, num_samples), training=False, sampling=True
+        )
+        return tree.map_structure(
+            lambda y: averaging_lib.untile(y, num_samples), outputs
+        )
+
+    def _average(self, samples: Any) -> Any:
+        """The average of sampled predictions, in the space of the loss."""
+        return averaging_lib.average(
+            samples,
+            self._reg.averaging if self.compiled else "auto",
+            self.loss,
+            getattr(self, "output_names", None),
+        )
+
+    @contextlib.contextmanager
+    def _averaged_calls(self, return_samples: bool = False) -> Iterator[None]:
+        """Calls of the model within are averages of sampled predictions."""
+        self._sampling.active = self._stochastic
+        try:
+            yield
+        finally:
+            self._sampling.active = False
+
+    def _predict_average(self, x: Any) -> Any:
+        """Averages samples, and leaves the random state as it was."""
+        seeds = self._seed_states()
+        before = [ops.copy(state.value) for state in seeds]
+        self._sampling.active = False
+        try:
+            averaged = self._average(
+                self._sample(x, self._reg.eval_num_samples)
+            )
+        finally:
+            self._sampling.active = True
+        for state, value in zip(seeds, before, strict=True):
+            state.assign(value)
+        return averaged
+
+    def _seed_states(self) -> list[keras.Variable]:
+        known = {id(v) for v in self.weights + self.metrics_variables}
+        return [v for v in self.variables if id(v) not in known]
+
+    @property
+    def _stochastic(self) -> bool:
+        return any(map(_is_stochastic, all_layers(self)))
+
+
+def _is_stochastic(layer: keras.layers.Layer) -> bool:
+    """Whether a sampling pass through this layer differs from a plain one."""
+    return (
+        "sampling" in layer.call_signature_parameters
+        and not isinstance(layer, keras.Model)
+        and bool(getattr(layer, "stochastic", True))
+    )
+
+
+def _check_integer(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(
+            f"`{name}` must be an integer of {least} or more. "
+            f"Received: {name}={value}"
+        )
+
+
+def _clone_metrics(metrics: Any) -> Any:
+    def clone(metric: Any) -> Any:
+        if isinstance(metric, keras.metrics.Metric):
+            return metric.__class__.from_config(metric.get_config())
+        return metric
+
+    return tree.map_structure(clone, metrics)

@@ -1,0 +1,141 @@
+"""Gaussian noise whose scale is learned."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_crossreg import random
+from keras_crossreg.layers.rho_layer import RhoLayer
+from keras_crossreg.rho import check_start
+from keras_crossreg.rho import human_value
+
+
+@keras.saving.register_keras_serializable(package="keras_crossreg")
+class GaussianNoiseScale(RhoLayer):
+    """Adds Gaussian noise whose scale sigma is learned on `reg_data`.
+
+    `outputs = inputs + sigma * eps`, `eps ~ N(0, 1)`, independent for every
+    element. Put it behind a normalization without a trainable scale, e.g.
+    `BatchNormalization(center=False, scale=False)`, and before the
+    activation: anything else can outgrow the noise. Where nothing normalizes,
+    use `relative=True`.
+
+    Args:
+        initial_scale: Float, the first sigma. Not negative. Defaults to
+            `0.1`.
+        axis: Integer, tuple of integers or `None`. The axes that have a sigma
+            of their own for every index: `-1` for one per channel (`1` where
+            channels come first). `None` for one sigma. Defaults to `None`.
+        relative: Boolean. If `True`, sigma is in units of the standard
+            deviation of each example's own input, over all its elements, with
+            its gradient stopped. Defaults to `False`, units of the input.
+        seed: Integer, optional random seed.
+        **kwargs: Base layer keyword arguments, such as `name` and `dtype`.
+
+    Call arguments:
+        inputs: Tensor of any rank above 1.
+        training: Boolean. If `True`, adds one sample of the noise.
+        sampling: Boolean, set by `CrossRegModel`. If `True`, adds one sample
+            of the noise, and lets the gradient of sigma through.
+
+    Output shape:
+        Same as the input shape.
+
+    Raises:
+        ValueError: If `initial_scale` is negative or not finite, if `axis`
+            holds the batch axis, is out of range or has an unknown size, or if
+            `relative=True` with a single element in each example.
+
+    Example:
+
+    >>> x = keras.layers.Dense(64, use_bias=False)(x)
+    >>> x = keras.layers.BatchNormalization(center=False, scale=False)(x)
+    >>> x = kcr.layers.GaussianNoiseScale()(x)
+    >>> x = keras.layers.ReLU()(x)
+
+    Reference:
+
+    - [Brito, 2025](https://arxiv.org/abs/2506.19755), section 4:
+      `h = g(u_hat + sigma * eps)`.
+    """
+
+    def __init__(
+        self,
+        initial_scale: float = 0.1,
+        axis: int | tuple[int, ...] | None = None,
+        relative: bool = False,
+        seed: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.initial_scale = check_start("initial_scale", initial_scale)
+        self.axis = tuple(axis) if isinstance(axis, (list, tuple)) else axis
+        self.relative = relative
+        self.seed = seed
+        self.seed_generator = keras.random.SeedGenerator(seed)
+
+    def build(self, input_shape: Any) -> None:
+        if self.relative and set(input_shape[1:]) <= {1}:
+            raise ValueError(
+                "`relative=True` needs more than one element in each example "
+                "to measure its standard deviation. "
+                f"Received: input_shape={input_shape}"
+            )
+        self.rho = self.add_rho(
+            "scale",
+            start=self.initial_scale,
+            shape=self._rho_shape(input_shape),
+            meaning="noise sigma"
+            + (" / input std" if self.relative else ""),
+        )
+
+    def _rho_shape(self, input_shape: Any) -> tuple[int, ...]:
+        if self.axis is None:
+            return ()
+        axes = self.axis if isinstance(self.axis, tuple) else (self.axis,)
+        rank = len(input_shape)
+        wrong = [a for a in axes if not -rank <= a < rank or a % rank == 0]
+        if wrong or any(input_shape[a] is None for a in axes):
+            raise ValueError(
+                "`axis` must name axes of known size that are not the batch "
+                f"axis. Received: axis={self.axis}, input_shape={input_shape}"
+            )
+        own = {a % rank for a in axes}
+        return tuple(
+            input_shape[a] if a in own else 1 for a in range(1, rank)
+        )
+
+    @property
+    def scale(self) -> Any:
+        """Sigma as learned: a float, or an array that broadcasts to inputs."""
+        return human_value(self.rho)
+
+    def call(
+        self, inputs: Any, training: bool = False, sampling: bool | None = None
+    ) -> Any:
+        if not (training or sampling):
+            return inputs
+        sigma = ops.cast(self.rho_value(self.rho, sampling), inputs.dtype)
+        if self.relative:
+            axes = tuple(range(1, len(inputs.shape)))
+            deviation = ops.std(inputs, axis=axes, keepdims=True)
+            sigma = sigma * ops.stop_gradient(deviation)
+        eps = random.normal(
+            ops.shape(inputs), seed=self.seed_generator, dtype=inputs.dtype
+        )
+        return inputs + sigma * eps
+
+    def get_config(self) -> dict[str, Any]:
+        config = super().get_config()
+        config.update(
+            {
+                "initial_scale": self.initial_scale,
+                "axis": self.axis,
+                "relative": self.relative,
+                "seed": self.seed,
+            }
+        )
+        return config

@@ -1,0 +1,120 @@
+"""The base class of layers that own a rho."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_crossreg._keras import receive_sampling
+from keras_crossreg.rho import POSITIVE
+from keras_crossreg.rho import mark_rho
+from keras_crossreg.rho import rho_info
+
+
+class RhoLayer(keras.layers.Layer):
+    """Base class of layers whose regularization strength is learned.
+
+    A subclass creates its rho with `add_rho` in `build`, and reads it with
+    `rho_value` in `call`, which takes two flags:
+
+    - `training`: the training batch moves theta. Draw one noise sample.
+    - `sampling`: a sampling pass, on the regularization set or in a
+      prediction. Draw one noise sample here too; everything else in the model
+      is in inference mode.
+
+    A layer that draws noise draws it where either is true; one that draws
+    none sets `stochastic = False` on its class. Both flags reach the layer by
+    themselves, through any nesting of models; for that `sampling` must have
+    the default `None`: Keras writes any other into the graph of a functional
+    model, for good.
+
+    Example:
+
+    >>> class Jitter(kcr.layers.RhoLayer):
+    ...     def __init__(self, **kwargs):
+    ...         super().__init__(**kwargs)
+    ...         self.seed_generator = keras.random.SeedGenerator()
+    ...     def build(self, input_shape):
+    ...         self.rho = self.add_rho("width", start=0.1, meaning="width")
+    ...     def call(self, inputs, training=False, sampling=None):
+    ...         if not (training or sampling):
+    ...             return inputs
+    ...         width = self.rho_value(self.rho, sampling)
+    ...         noise = keras.random.uniform(
+    ...             ops.shape(inputs), -1.0, 1.0, seed=self.seed_generator
+    ...         )
+    ...         return inputs + ops.cast(width, inputs.dtype) * noise
+    """
+
+    #: Whether a sampling pass through the layer draws noise.
+    stochastic = True
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.supports_masking = True
+        receive_sampling(self)
+
+    def add_rho(
+        self,
+        name: str,
+        start: float,
+        shape: tuple[int, ...] = (),
+        meaning: str = "",
+    ) -> keras.Variable:
+        """Creates a positive rho, float32 under every dtype policy.
+
+        Args:
+            name: String, the last part of its path.
+            start: Float, its start value in human units.
+            shape: Its shape. Defaults to `()`, one number.
+            meaning: String, what it means, for `rho_summary()`.
+
+        Returns:
+            The variable, which holds rho; `rho_value` gives human units.
+        """
+        return mark_rho(
+            self.add_weight(
+                name=name,
+                shape=shape,
+                initializer=keras.initializers.Constant(
+                    float(POSITIVE.from_human(start))
+                ),
+                dtype="float32",
+                autocast=False,
+                trainable=False,
+            ),
+            meaning=meaning,
+            parametrization=POSITIVE,
+            start=start,
+        )
+
+    def rho_value(self, rho: keras.Variable, sampling: bool | None) -> Any:
+        """A rho in human units, float32, for use in `call`.
+
+        Only a sampling pass lets the gradient through: rho never learn from
+        the training batch, which would drive every noise to zero, whatever
+        model or training loop the layer is in.
+        """
+        value = rho_info(rho).parametrization.to_human(ops.convert_to_tensor(rho))
+        return value if sampling else ops.stop_gradient(value)
+
+    # Keras saves no state of random generators; a model that is loaded must
+    # predict, and train on, as the one that was saved would have.
+
+    def save_own_variables(self, store: Any) -> None:
+        super().save_own_variables(store)
+        generator = getattr(self, "seed_generator", None)
+        if generator is not None:
+            store["seed"] = ops.convert_to_numpy(generator.state)
+
+    def load_own_variables(self, store: Any) -> None:
+        store = {name: store[name] for name in store.keys()}
+        seed = store.pop("seed", None)
+        super().load_own_variables(store)
+        if seed is not None:
+            self.seed_generator.state.assign(seed)
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        return input_shape

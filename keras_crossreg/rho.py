@@ -1,0 +1,190 @@
+"""What makes a Keras variable a regularization weight."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+
+@dataclasses.dataclass(frozen=True)
+class Parametrization:
+    """How a stored rho, free to take any value, reads in human units.
+
+    Args:
+        name: String, as shown in error messages.
+        to_human: Callable from a tensor of rho to a tensor in human units.
+        from_human: Callable from a NumPy array in human units to one of rho.
+    """
+
+    name: str
+    to_human: Callable[[Any], Any]
+    from_human: Callable[[np.ndarray], np.ndarray]
+
+
+# Below this, `softplus` has no inverse in float32.
+_SMALLEST_POSITIVE = 1e-8
+
+
+def _inverse_softplus(value: np.ndarray) -> np.ndarray:
+    value = np.maximum(np.asarray(value, "float64"), _SMALLEST_POSITIVE)
+    return value + np.log(-np.expm1(-value))
+
+
+IDENTITY = Parametrization("identity", lambda rho: rho, lambda value: value)
+
+# value = log(1 + exp(rho)): multiplicative near zero, so that small values
+# are reached in few steps and none is ever negative; additive where large.
+POSITIVE = Parametrization("positive", ops.softplus, _inverse_softplus)
+
+
+@dataclasses.dataclass(frozen=True)
+class RhoInfo:
+    """What `mark_rho` notes on a variable."""
+
+    meaning: str
+    parametrization: Parametrization
+    start: Any
+
+
+def mark_rho(
+    variable: keras.Variable,
+    meaning: str = "",
+    parametrization: Parametrization = IDENTITY,
+    start: Any = None,
+) -> keras.Variable:
+    """Makes a Keras variable rho: learned on the regularization set alone.
+
+    Call it from inside a custom layer's `build`. The variable leaves the
+    model's `trainable_variables`, so that no optimizer of theta, with its
+    weight decay, clipping and averages, can touch it, in a `CrossRegModel` or
+    in a plain `keras.Model`. `CrossRegModel.fit` moves it by the gradient of
+    the regularization loss.
+
+    Args:
+        variable: A `keras.Variable` of dtype `"float32"`. Pass
+            `dtype="float32", autocast=False` to `add_weight`, so that it is
+            one under every dtype policy.
+        meaning: String, what it means, for `rho_summary()`, e.g.
+            `"noise sigma"`.
+        parametrization: How the stored value reads in human units. Defaults
+            to the value itself.
+        start: The start value in human units, for `rho_summary()`. `None`
+            where it is not known before the first data.
+
+    Returns:
+        The variable.
+
+    Raises:
+        ValueError: If `variable` is not a `keras.Variable` of dtype
+            `"float32"`.
+
+    Example:
+
+    >>> class Shift(keras.layers.Layer):
+    ...     def build(self, input_shape):
+    ...         self.shift = kcr.mark_rho(
+    ...             self.add_weight(dtype="float32", autocast=False)
+    ...         )
+    ...     def call(self, inputs):
+    ...         return inputs + ops.cast(self.shift, inputs.dtype)
+
+    Reference:
+
+    - [Brito, 2025](https://arxiv.org/abs/2506.19755), section 3: the two
+      groups of parameters.
+    """
+    if not isinstance(variable, keras.Variable):
+        raise ValueError(
+            "`mark_rho` expects a `keras.Variable`. "
+            f"Received: variable={variable}"
+        )
+    if keras.backend.standardize_dtype(variable.dtype) != "float32":
+        raise ValueError(
+            "Rho are float32 under every dtype policy: pass "
+            '`dtype="float32", autocast=False` to `add_weight`. '
+            f"Received: variable={variable.path} of dtype {variable.dtype}"
+        )
+    variable.trainable = False
+    variable._rho_info = RhoInfo(meaning, parametrization, start)
+    return variable
+
+
+def is_rho(variable: keras.Variable) -> bool:
+    """Whether `mark_rho` was called on this variable.
+
+    Example:
+
+    >>> layer = kcr.layers.GaussianNoiseScale()
+    >>> layer.build((None, 8))
+    >>> [kcr.is_rho(v) for v in layer.weights]
+    [True]
+    """
+    return hasattr(variable, "_rho_info")
+
+
+def rho_info(variable: keras.Variable) -> RhoInfo:
+    """The notes that `mark_rho` left on a rho."""
+    info: RhoInfo = variable._rho_info
+    return info
+
+
+def human_value(variable: keras.Variable) -> Any:
+    """A rho in human units: a float, or a NumPy array where it has a shape."""
+    value = rho_info(variable).parametrization.to_human(variable)
+    value = ops.convert_to_numpy(value)
+    return float(value) if value.ndim == 0 else value
+
+
+def assign_human_value(variable: keras.Variable, value: Any) -> None:
+    """Sets a rho from human units.
+
+    Raises:
+        ValueError: If the value is not finite, negative where the rho is
+            positive, or of a shape that does not fit.
+    """
+    array = np.asarray(value, "float64")
+    parametrization = rho_info(variable).parametrization
+    _check_start(variable.path, array, parametrization)
+    if array.ndim and tuple(array.shape) != tuple(variable.shape):
+        raise ValueError(
+            f"Expected a scalar or a value of shape {tuple(variable.shape)} "
+            f"for the rho '{variable.path}'. Received: value={value} of shape "
+            f"{array.shape}"
+        )
+    array = np.broadcast_to(array, tuple(variable.shape))
+    variable.assign(parametrization.from_human(array).astype("float32"))
+
+
+def check_start(name: str, value: Any) -> float:
+    """A start value of a positive rho, as a float.
+
+    Raises:
+        ValueError: If it is negative or not finite.
+    """
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = float("nan")
+    if not np.isfinite(number) or number < 0:
+        raise ValueError(
+            f"`{name}` must be a finite number that is not negative. "
+            f"Received: {name}={value}"
+        )
+    return number
+
+
+def _check_start(
+    path: str, array: np.ndarray, parametrization: Parametrization
+) -> None:
+    negative = parametrization is POSITIVE and bool((array < 0).any())
+    if negative or not np.isfinite(array).all():
+        raise ValueError(
+            "A rho takes finite values"
+            + (", not negative here. " if parametrization is POSITIVE else ". ")
+            + f"Received: {path}={array}"
+        )
