@@ -28,7 +28,7 @@ def digits() -> dict[str, Any]:
 
     x, y = load_digits(return_X_y=True)
     return dict(
-        x=(x / 16.0).astype("float32"), y=y, train=800, reg=200, epochs=60,
+        x=(x / 16.0).astype("float32"), y=y, train=240, reg=60, epochs=100,
         batch_size=32, body=dense([256, 256, 256]), classes=10,
     )
 
@@ -39,8 +39,21 @@ def cancer() -> dict[str, Any]:
     x, y = load_breast_cancer(return_X_y=True)
     x = (x - x.mean(0)) / x.std(0)
     return dict(
-        x=x.astype("float32"), y=y, train=200, reg=80, epochs=60,
+        x=x.astype("float32"), y=y, train=120, reg=40, epochs=150,
         batch_size=16, body=dense([128, 128]), classes=2,
+    )
+
+
+def affairs() -> dict[str, Any]:
+    from statsmodels.datasets import fair
+
+    table = fair.load_pandas().data
+    x = table.drop(columns="affairs").to_numpy("float64")
+    y = (table["affairs"] > 0).to_numpy("int32")
+    x = (x - x.mean(0)) / x.std(0)
+    return dict(
+        x=x.astype("float32"), y=y, train=2000, reg=300, epochs=60,
+        batch_size=64, body=dense([128, 128, 128]), classes=2,
     )
 
 
@@ -145,7 +158,7 @@ def one_run(name: str, run: str, seed: int) -> dict[str, Any]:
     keras.utils.set_random_seed(seed)
     data = globals()[name]()
     x, y = data["x"], data["y"]
-    if name in ("digits", "cancer"):
+    if name in ("digits", "cancer", "affairs"):
         order = np.random.default_rng(seed).permutation(len(x))
         x, y = x[order], y[order]
     m, n = data["train"], data["train"] + data["reg"]

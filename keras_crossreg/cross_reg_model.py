@@ -30,6 +30,14 @@ from keras_crossreg.rho_summary import print_rho_summary
 DEFAULT_NUM_SAMPLES = 4
 DEFAULT_REG_FREQ = 16
 DEFAULT_RHO_LEARNING_RATE = 0.1
+DEFAULTS = dict(
+    num_samples=DEFAULT_NUM_SAMPLES,
+    reg_freq=DEFAULT_REG_FREQ,
+    reg_warmup=0,
+    averaging="auto",
+    hypergradient="direct",
+    eval_num_samples=DEFAULT_NUM_SAMPLES,
+)
 
 
 class Regularization:
@@ -40,23 +48,16 @@ class Regularization:
     """
 
     def __init__(
-        self,
-        settings: dict[str, Any],
-        optimizer: Any,
-        rho_optimizer: Any,
-        metrics: CompileMetrics | None,
+        self, metrics: CompileMetrics | None = None, **settings: Any
     ) -> None:
-        self.settings = settings
-        self.num_samples: int = settings["num_samples"]
-        self.reg_freq: int = settings["reg_freq"]
-        self.reg_warmup: int = settings["reg_warmup"]
-        self.averaging: Any = settings["averaging"]
-        self.eval_num_samples: int = settings["eval_num_samples"]
-        # As they were at `compile`, before a callback moves a learning rate.
-        self.optimizer_config = keras.optimizers.serialize(
-            keras.optimizers.get(optimizer)
-        )
-        self.rho_optimizer_config = keras.optimizers.serialize(rho_optimizer)
+        self.settings = {**DEFAULTS, **settings}
+        self.num_samples: int = self.settings["num_samples"]
+        self.reg_freq: int = self.settings["reg_freq"]
+        self.reg_warmup: int = self.settings["reg_warmup"]
+        self.averaging: Any = self.settings["averaging"]
+        self.eval_num_samples: int = self.settings["eval_num_samples"]
+        # As they were at `compile`, before a callback moved a learning rate.
+        self.optimizer_configs: dict[str, Any] = {}
 
         # `reg_loss` and the compiled metrics, on regularization batches.
         self.loss = keras.metrics.Mean(name="loss")
@@ -65,9 +66,14 @@ class Regularization:
         self.show_metrics = False
         self.logs: dict[str, Any] = {}
 
+        # The learning of rho, in `fit`.
         self.stream: Any = None
         self.rho_function: Any = None
         self.steps = 0
+
+        # `predict_samples`: how many, and a predict function for each number.
+        self.keep_samples = 0
+        self.sample_functions: dict[int, Any] = {}
 
     def reset_metrics(self) -> None:
         self.loss.reset_state()
@@ -156,6 +162,7 @@ class CrossRegModel(Trainer, keras.Model):
             super().__init__(*args, **kwargs)
         receive_sampling(self)
         self._sampling = _Sampling()
+        self._reg = Regularization()
         self._rho_frozen = False
 
     # Construction
@@ -247,24 +254,30 @@ class CrossRegModel(Trainer, keras.Model):
         if rho_optimizer is None:
             rho_optimizer = keras.optimizers.Adam(DEFAULT_RHO_LEARNING_RATE)
         rho_optimizer = keras.optimizers.get(rho_optimizer)
-        self._reg = Regularization(
-            dict(
-                num_samples=num_samples,
-                reg_freq=reg_freq,
-                reg_warmup=reg_warmup,
-                averaging=averaging,
-                hypergradient=hypergradient,
-                eval_num_samples=eval_num_samples,
-            ),
-            optimizer,
-            rho_optimizer,
-            None
-            if metrics is None and weighted_metrics is None
-            else CompileMetrics(
+        reg_metrics = None
+        if metrics is not None or weighted_metrics is not None:
+            reg_metrics = CompileMetrics(
                 *_clone_metrics((metrics, weighted_metrics)),
                 output_names=getattr(self, "output_names", None),
-            ),
+            )
+        self._reg = Regularization(
+            reg_metrics,
+            num_samples=num_samples,
+            reg_freq=reg_freq,
+            reg_warmup=reg_warmup,
+            averaging=averaging,
+            hypergradient=hypergradient,
+            eval_num_samples=eval_num_samples,
         )
+        self._reg.optimizer_configs = {
+            name: keras.saving.serialize_keras_object(
+                keras.optimizers.get(given)
+            )
+            for name, given in (
+                ("optimizer", optimizer),
+                ("rho_optimizer", rho_optimizer),
+            )
+        }
         scaled = keras.optimizers.LossScaleOptimizer
         if (
             auto_scale_loss
@@ -287,8 +300,7 @@ class CrossRegModel(Trainer, keras.Model):
             return config
         for name, value in self._reg.settings.items():
             config[name] = keras.saving.serialize_keras_object(value)
-        config["optimizer"] = self._reg.optimizer_config
-        config["rho_optimizer"] = self._reg.rho_optimizer_config
+        config.update(self._reg.optimizer_configs)
         config["rho_frozen"] = self._rho_frozen
         return config
 
@@ -368,6 +380,50 @@ class CrossRegModel(Trainer, keras.Model):
         """
         print_rho_summary(self, line_length=line_length, print_fn=print_fn)
 
+    def predict_samples(
+        self,
+        x: Any,
+        num_samples: int | None = None,
+        batch_size: int | None = None,
+        verbose: Any = "auto",
+        steps: int | None = None,
+    ) -> Any:
+        """The sampled predictions that `predict` averages.
+
+        Args:
+            x: As in `keras.Model.predict`.
+            num_samples: Integer, at least 1. Defaults to `eval_num_samples`.
+            batch_size: See `keras.Model.predict`.
+            verbose: See `keras.Model.predict`.
+            steps: See `keras.Model.predict`.
+
+        Returns:
+            A NumPy array `(num_samples, n, ...)`, or a structure of them
+            where the model has several outputs.
+
+        Raises:
+            ValueError: If `num_samples` is below 1.
+
+        Example:
+
+        >>> samples = model.predict_samples(x_test, 32)
+        >>> spread = samples.std(axis=0)
+        """
+        reg = self._reg
+        if num_samples is None:
+            num_samples = reg.eval_num_samples
+        _check_integer("num_samples", num_samples, 1)
+        averaged = self.predict_function
+        self.predict_function = reg.sample_functions.get(num_samples)
+        reg.keep_samples = num_samples
+        try:
+            samples = self.predict(x, batch_size, verbose, steps)
+            reg.sample_functions[num_samples] = self.predict_function
+        finally:
+            reg.keep_samples = 0
+            self.predict_function = averaged
+        return tree.map_structure(lambda y: y.swapaxes(0, 1), samples)
+
     def _learning_rho(self) -> list[keras.Variable]:
         """The rho that a rho step moves: none when frozen."""
         if self._rho_frozen:
@@ -403,15 +459,15 @@ class CrossRegModel(Trainer, keras.Model):
         """The average of sampled predictions, in the space of the loss."""
         return averaging_lib.average(
             samples,
-            self._reg.averaging if self.compiled else "auto",
+            self._reg.averaging,
             self.loss,
             getattr(self, "output_names", None),
         )
 
     @contextlib.contextmanager
-    def _averaged_calls(self, return_samples: bool = False) -> Iterator[None]:
+    def _averaged_calls(self) -> Iterator[None]:
         """Calls of the model within are averages of sampled predictions."""
-        self._sampling.active = self._stochastic
+        self._sampling.active = self._stochastic or bool(self._reg.keep_samples)
         try:
             yield
         finally:
@@ -421,16 +477,18 @@ class CrossRegModel(Trainer, keras.Model):
         """Averages samples, and leaves the random state as it was."""
         seeds = self._seed_states()
         before = [ops.copy(state.value) for state in seeds]
+        kept = self._reg.keep_samples
         self._sampling.active = False
         try:
-            averaged = self._average(
-                self._sample(x, self._reg.eval_num_samples)
-            )
+            samples = self._sample(x, kept or self._reg.eval_num_samples)
         finally:
             self._sampling.active = True
         for state, value in zip(seeds, before, strict=True):
             state.assign(value)
-        return averaged
+        if kept:
+            # Batches are put together along the first axis.
+            return tree.map_structure(lambda y: ops.swapaxes(y, 0, 1), samples)
+        return self._average(samples)
 
     def _seed_states(self) -> list[keras.Variable]:
         known = {id(v) for v in self.weights + self.metrics_variables}

@@ -18,21 +18,25 @@ class Parametrization:
     Args:
         name: String, as shown in error messages.
         to_human: Callable from a tensor of rho to a tensor in human units.
-        from_human: Callable from a NumPy array in human units to one of rho.
+        from_human: Callable from a NumPy array, or a tensor, in human units
+            to one of rho.
     """
 
     name: str
     to_human: Callable[[Any], Any]
-    from_human: Callable[[np.ndarray], np.ndarray]
+    from_human: Callable[[Any], Any]
 
 
 # Below this, `softplus` has no inverse in float32.
 _SMALLEST_POSITIVE = 1e-8
 
 
-def _inverse_softplus(value: np.ndarray) -> np.ndarray:
-    value = np.maximum(np.asarray(value, "float64"), _SMALLEST_POSITIVE)
-    return value + np.log(-np.expm1(-value))
+def _inverse_softplus(value: Any) -> Any:
+    xp: Any = ops
+    if not ops.is_tensor(value):
+        xp, value = np, np.asarray(value, "float64")
+    value = xp.maximum(value, _SMALLEST_POSITIVE)
+    return value + xp.log(-xp.expm1(-value))
 
 
 IDENTITY = Parametrization("identity", lambda rho: rho, lambda value: value)

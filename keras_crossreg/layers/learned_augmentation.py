@@ -155,14 +155,14 @@ class LearnedAugmentation(RhoLayer):
         return {name: human_value(rho) for name, rho in self.rho.items()}
 
     def call(
-        self, inputs: Any, training: bool = False, sampling: bool = False
+        self, inputs: Any, training: bool = False, sampling: bool | None = None
     ) -> Any:
         images = ops.cast(inputs, self.compute_dtype)
         if not (training or sampling):
             return images
         if self.data_format == "channels_first":
             images = ops.transpose(images, (0, 2, 3, 1))
-        amounts = self._draw(ops.shape(images)[0], bool(sampling))
+        amounts = self._draw(ops.shape(images)[0], sampling)
         outputs = images
         if not GEOMETRIC.isdisjoint(self.rho):
             outputs = affine_warp(
@@ -175,7 +175,7 @@ class LearnedAugmentation(RhoLayer):
             outputs = ops.transpose(outputs, (0, 3, 1, 2))
         return outputs
 
-    def _draw(self, batch_size: Any, sampling: bool) -> dict[str, Any]:
+    def _draw(self, batch_size: Any, sampling: bool | None) -> dict[str, Any]:
         """`width * u` for every transform; zeros for those left out.
 
         Every amount is of shape `(batch,)`, the translation `(2, batch)`, in
@@ -198,16 +198,13 @@ class LearnedAugmentation(RhoLayer):
         return {name: widths.get(name, 0.0) * draws[name] for name in UNITS}
 
     def get_config(self) -> dict[str, Any]:
-        config = super().get_config()
-        config.update(self.starts)
-        config.update(
-            {
-                "fill_mode": self.fill_mode,
-                "data_format": self.data_format,
-                "seed": self.seed,
-            }
-        )
-        return config
+        return {
+            **super().get_config(),
+            **self.starts,
+            "fill_mode": self.fill_mode,
+            "data_format": self.data_format,
+            "seed": self.seed,
+        }
 
 
 def affine_matrix(amounts: dict[str, Any]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -59,7 +60,7 @@ class RhoLayer(keras.layers.Layer):
     def add_rho(
         self,
         name: str,
-        start: float,
+        start: float | Callable[[], Any],
         shape: tuple[int, ...] = (),
         meaning: str = "",
     ) -> keras.Variable:
@@ -67,27 +68,35 @@ class RhoLayer(keras.layers.Layer):
 
         Args:
             name: String, the last part of its path.
-            start: Float, its start value in human units.
+            start: Float, its start value in human units; or, where that is
+                not known yet, a callable that returns it as a float32 tensor
+                of `shape`. It runs when the variable is initialized, which
+                Keras may put off until after `build`.
             shape: Its shape. Defaults to `()`, one number.
             meaning: String, what it means, for `rho_summary()`.
 
         Returns:
             The variable, which holds rho; `rho_value` gives human units.
         """
+        if callable(start):
+            known, initializer = None, _initializer(start)
+        else:
+            known = start
+            initializer = keras.initializers.Constant(
+                float(POSITIVE.from_human(start))
+            )
         return mark_rho(
             self.add_weight(
                 name=name,
                 shape=shape,
-                initializer=keras.initializers.Constant(
-                    float(POSITIVE.from_human(start))
-                ),
+                initializer=initializer,
                 dtype="float32",
                 autocast=False,
                 trainable=False,
             ),
             meaning=meaning,
             parametrization=POSITIVE,
-            start=start,
+            start=known,
         )
 
     def rho_value(self, rho: keras.Variable, sampling: bool | None) -> Any:
@@ -118,3 +127,7 @@ class RhoLayer(keras.layers.Layer):
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         return input_shape
+
+
+def _initializer(start: Callable[[], Any]) -> Callable[..., Any]:
+    return lambda shape, dtype: POSITIVE.from_human(start())

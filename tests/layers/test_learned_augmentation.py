@@ -304,9 +304,9 @@ def test_training_gives_no_gradient_to_widths():
     layer = make_layer()
     layer.build(images.shape)
     state = layer.seed_generator.state.numpy()
-    assert set(gradients(layer, images, state, 1.0, training=True).values()) == {
-        None
-    }
+    assert set(
+        gradients(layer, images, state, 1.0, training=True).values()
+    ) == {None}
     both = gradients(layer, images, state, 1.0, training=True, sampling=True)
     assert None not in both.values()
 
@@ -481,9 +481,22 @@ def test_fit_in_plain_keras(how):
     assert np.isfinite(predicted).all()
 
 
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_every_width_learns_in_a_cross_reg_model(jit_compile):
+    inputs = keras.Input((6, 6, 2))
+    x = keras.layers.Flatten()(make_layer(name="augment")(inputs))
+    model = kcr.CrossRegModel(inputs, keras.layers.Dense(1)(x))
+    model.compile("adam", "mse", reg_freq=1, jit_compile=jit_compile)
+    data = make_images((8, 6, 6, 2)), np.zeros((8, 1))
+    model.fit(*data, reg_data=data, batch_size=4, verbose=0)
+    for name, width in model.get_layer("augment").widths.items():
+        assert abs(width / STARTS[name] - 1) > 1e-5, name
+
+
 class KerasContractTest(TestCase):
-    # Keras's own test shuffles a generator.
+    # Keras's own test shuffles a generator and fits a model without theta.
     @pytest.mark.filterwarnings("ignore:`shuffle=True`:UserWarning")
+    @pytest.mark.filterwarnings("ignore:The model does not:UserWarning")
     def test_layer(self):
         for kwargs in ({}, {"translation": None, "zoom": None}):
             self.run_layer_test(

@@ -1,0 +1,205 @@
+"""A wrapped layer's kernel, whose norm is learned."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_crossreg.layers.rho_layer import RhoLayer
+from keras_crossreg.rho import human_value
+
+# Keeps the gradient of a norm finite at zero.
+_SMALLEST_NORM = 1e-12
+
+
+@keras.saving.register_keras_serializable(package="keras_crossreg")
+class NormMagnitude(RhoLayer, keras.layers.Wrapper):
+    """Learns the norm of a wrapped layer's kernel on `reg_data`.
+
+    `kernel = magnitude * v / ||v||`. The wrapped layer's own variable holds
+    the direction v, which is theta; the magnitude is rho. The magnitude starts
+    at the norm of the kernel that the layer drew (or has, if it was built
+    before), so that nothing changes at first. From then on v is of unit norm:
+    a constraint rescales it after every step of any optimizer, so that its
+    steps do not shrink as it grows, and weight decay cannot act on it.
+
+    A step of v turns the kernel, so that its size relative to the kernel does
+    not depend on the magnitude. A `kernel_regularizer` of the wrapped layer
+    sees v: an L2 penalty is constant there, an L1 penalty still favors sparse
+    directions.
+
+    Args:
+        layer: A `keras.layers.Layer` with a `kernel` (`Dense`, `EinsumDense`,
+            the convolutions but for the separable ones) or `embeddings`.
+        axis: Integer, tuple of integers or `None`. The axes of the kernel
+            that have a magnitude of their own for every index, the norm being
+            over all others: `-1` for one per output unit (`-2` in transposed
+            convolutions, `(-2, -1)` in depthwise ones; `0` in `Embedding` for
+            one per token). `None` for one magnitude. Defaults to `None`.
+        **kwargs: Base layer keyword arguments, such as `name`. The dtype is
+            that of the wrapped layer.
+
+    Call arguments:
+        inputs: As the wrapped layer takes them.
+        training: Boolean, for the wrapped layer.
+        sampling: Boolean, set by `CrossRegModel`. If `True`, lets the gradient
+            of the magnitude through.
+
+    Output shape:
+        That of the wrapped layer.
+
+    Raises:
+        ValueError: If the wrapped layer has no single kernel, if its kernel
+            has a constraint or starts at zero, or if `axis` is out of range
+            or names every axis.
+
+    Example:
+
+    >>> x = kcr.layers.NormMagnitude(keras.layers.Dense(64), axis=-1)(x)
+
+    Reference:
+
+    - [Brito, 2025](https://arxiv.org/abs/2506.19755), L2 regularization:
+      `w = rho * theta`, `||theta|| = 1`.
+    - [Salimans and Kingma, 2016](https://arxiv.org/abs/1602.07868), weight
+      normalization.
+    """
+
+    stochastic = False
+
+    def __init__(
+        self,
+        layer: keras.layers.Layer,
+        axis: int | tuple[int, ...] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(layer=layer, **kwargs)
+        self.axis = tuple(axis) if isinstance(axis, (list, tuple)) else axis
+        self.supports_masking = layer.supports_masking
+        # The wrapped layer casts its inputs itself (token ids, for one, must
+        # not be), and v is normalized before it is cast.
+        self.autocast = False
+
+    def build(self, input_shape: Any) -> None:
+        super().build(input_shape)
+        self.input_spec = self.layer.input_spec
+        v = self._direction
+        self._check_kernel(v)
+        axes = self._norm_axes(len(v.shape))
+
+        def start() -> Any:
+            # Here and not in `build`, where the kernel may not be drawn yet.
+            norm = _norm(v, axes)
+            v.assign(_normalize(v, axes))
+            return ops.cast(norm, "float32")
+
+        self.rho = self.add_rho(
+            "magnitude",
+            start=start,
+            shape=tuple(
+                1 if a in axes else size for a, size in enumerate(v.shape)
+            ),
+            meaning="kernel norm",
+        )
+        v.constraint = lambda value: _normalize(value, axes)
+
+    @property
+    def _direction(self) -> Any:
+        """The wrapped layer's own variable."""
+        for name in ("kernel", "embeddings"):
+            variable = getattr(self.layer, name, None)
+            if isinstance(variable, keras.Variable):
+                return variable
+        raise ValueError(
+            "`NormMagnitude` expects a layer with a variable `kernel` or "
+            f"`embeddings`. Received: layer={self.layer.name} of type "
+            f"{type(self.layer).__name__}"
+        )
+
+    def _check_kernel(self, v: keras.Variable) -> None:
+        if v.constraint is not None:
+            raise ValueError(
+                "`NormMagnitude` constrains the kernel of its layer to unit "
+                "norm, and expects it to have no other constraint. Received: "
+                f"layer={self.layer.name} with constraint={v.constraint}"
+            )
+        for name in ("kernel", "embeddings", "depthwise"):
+            initializer = getattr(self.layer, f"{name}_initializer", None)
+            if isinstance(initializer, keras.initializers.Zeros):
+                raise ValueError(
+                    "A kernel of zeros has no direction. Received: "
+                    f"layer={self.layer.name} with {name}_initializer="
+                    f"{initializer}"
+                )
+
+    def _norm_axes(self, rank: int) -> tuple[int, ...]:
+        if self.axis is None:
+            return tuple(range(rank))
+        own = self.axis if isinstance(self.axis, tuple) else (self.axis,)
+        axes = set(range(rank)) - {a % rank for a in own}
+        if not axes or any(not -rank <= a < rank for a in own):
+            raise ValueError(
+                f"`axis` must name axes of a kernel of rank {rank}, and not "
+                f"all of them. Received: axis={self.axis}"
+            )
+        return tuple(sorted(axes))
+
+    @property
+    def magnitude(self) -> Any:
+        """The norm as learned: a float, or an array that broadcasts to v."""
+        return human_value(self.rho)
+
+    def call(
+        self,
+        inputs: Any,
+        training: bool = False,
+        sampling: bool | None = None,
+    ) -> Any:
+        v = self._direction
+        kernel = _normalize(v, self._norm_axes(len(v.shape)))
+        kernel = self.rho_value(self.rho, sampling) * kernel
+        # All variables, as the scope hides the values of one around it.
+        variables = self.layer.variables
+        scope = keras.StatelessScope(
+            [(w, kernel if w is v else w.value) for w in variables],
+            collect_losses=True,
+        )
+        before = [scope.get_current_value(w) for w in variables]
+        with scope:
+            outputs = self.layer(inputs, training=training)
+        for variable, value in zip(variables, before, strict=True):
+            after = scope.get_current_value(variable)
+            if after is not value:
+                variable.assign(after)
+        for loss in scope.losses:
+            self.layer.add_loss(loss)
+        return outputs
+
+    def compute_mask(self, inputs: Any, previous_mask: Any = None) -> Any:
+        return self.layer.compute_mask(inputs, previous_mask)
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        return self.layer.compute_output_shape(input_shape)
+
+    def compute_output_spec(self, inputs: Any, **kwargs: Any) -> Any:
+        return self.layer.compute_output_spec(inputs)
+
+    def get_config(self) -> dict[str, Any]:
+        config = super().get_config()
+        config["axis"] = self.axis
+        return config
+
+
+def _norm(v: Any, axes: tuple[int, ...]) -> Any:
+    """`||v||` over these axes, which it keeps, in float32 or wider."""
+    v = ops.cast(v, keras.backend.result_type(v.dtype, "float32"))
+    squared = ops.sum(ops.square(v), axis=axes, keepdims=True)
+    return ops.sqrt(ops.maximum(squared, _SMALLEST_NORM**2))
+
+
+def _normalize(v: Any, axes: tuple[int, ...]) -> Any:
+    """`v / ||v||`, in float32 or wider."""
+    norm = _norm(v, axes)
+    return ops.cast(v, norm.dtype) / norm
