@@ -122,4 +122,4 @@ def count_steps(optimizer: Any) -> int:
     if optimizer is None:
         return 0
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)
-    return int(optimizer._iterations)
+    return int(optimizer._iterations.numpy())

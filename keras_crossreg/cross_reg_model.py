@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import numbers
 import threading
 import warnings
 from collections.abc import Iterator
@@ -21,9 +22,9 @@ from keras_crossreg._keras import functional_init_arguments
 from keras_crossreg._keras import keep_registered_name
 from keras_crossreg._keras import receive_sampling
 from keras_crossreg.backend import Trainer
-from keras_crossreg.rho import assign_human_value
 from keras_crossreg.rho import human_value
 from keras_crossreg.rho import is_rho
+from keras_crossreg.rho import stored_value
 from keras_crossreg.rho_summary import print_rho_summary
 
 # Found on three data sets; the grid is in docs/defaults.md.
@@ -56,7 +57,9 @@ class Regularization:
         self.reg_warmup: int = self.settings["reg_warmup"]
         self.averaging: Any = self.settings["averaging"]
         self.eval_num_samples: int = self.settings["eval_num_samples"]
-        # As they were at `compile`, before a callback moved a learning rate.
+        # What else `compile` was given; the optimizers as they were then,
+        # before a callback moved a learning rate.
+        self.keras_arguments: dict[str, Any] = {}
         self.optimizer_configs: dict[str, Any] = {}
 
         # `reg_loss` and the compiled metrics, on regularization batches.
@@ -69,6 +72,7 @@ class Regularization:
         # The learning of rho, in `fit`.
         self.stream: Any = None
         self.rho_function: Any = None
+        self.checked: Any = None
         self.steps = 0
 
         # `predict_samples`: how many, and a predict function for each number.
@@ -230,18 +234,19 @@ class CrossRegModel(Trainer, keras.Model):
         """
         if eval_num_samples is None:
             eval_num_samples = num_samples
-        _check_integer("num_samples", num_samples, 1)
-        _check_integer("reg_freq", reg_freq, 1)
-        _check_integer("reg_warmup", reg_warmup, 0)
-        _check_integer("eval_num_samples", eval_num_samples, 1)
+        num_samples = _check_integer("num_samples", num_samples, 1)
+        reg_freq = _check_integer("reg_freq", reg_freq, 1)
+        reg_warmup = _check_integer("reg_warmup", reg_warmup, 0)
+        eval_num_samples = _check_integer(
+            "eval_num_samples", eval_num_samples, 1
+        )
         averaging_lib.check_averaging(averaging)
         if hypergradient != "direct":
             raise ValueError(
                 'Expected `hypergradient` to be "direct". '
                 f"Received: hypergradient={hypergradient}"
             )
-        super().compile(
-            optimizer=optimizer,
+        keras_arguments = dict(
             loss=loss,
             loss_weights=loss_weights,
             metrics=metrics,
@@ -251,15 +256,27 @@ class CrossRegModel(Trainer, keras.Model):
             jit_compile=jit_compile,
             auto_scale_loss=auto_scale_loss,
         )
+        super().compile(optimizer=optimizer, **keras_arguments)
         if rho_optimizer is None:
             rho_optimizer = keras.optimizers.Adam(DEFAULT_RHO_LEARNING_RATE)
         rho_optimizer = keras.optimizers.get(rho_optimizer)
         reg_metrics = None
         if metrics is not None or weighted_metrics is not None:
-            reg_metrics = CompileMetrics(
-                *_clone_metrics((metrics, weighted_metrics)),
-                output_names=getattr(self, "output_names", None),
-            )
+            try:
+                reg_metrics = CompileMetrics(
+                    *_clone_metrics((metrics, weighted_metrics)),
+                    output_names=getattr(self, "output_names", None),
+                )
+            except (NotImplementedError, TypeError, ValueError) as error:
+                warnings.warn(
+                    "Only `reg_loss` is measured on the regularization "
+                    "batches, since Keras cannot copy the metrics: "
+                    f"{error}. It takes a `get_config()` that returns the "
+                    "arguments of the constructor, and "
+                    "`keras.saving.register_keras_serializable` on every "
+                    "class and function of your own.",
+                    stacklevel=2,
+                )
         self._reg = Regularization(
             reg_metrics,
             num_samples=num_samples,
@@ -269,6 +286,7 @@ class CrossRegModel(Trainer, keras.Model):
             hypergradient=hypergradient,
             eval_num_samples=eval_num_samples,
         )
+        self._reg.keras_arguments = keras_arguments
         self._reg.optimizer_configs = {
             name: keras.saving.serialize_keras_object(
                 keras.optimizers.get(given)
@@ -317,12 +335,38 @@ class CrossRegModel(Trainer, keras.Model):
         self._rho_frozen = frozen
         self._build_optimizers()
 
+    def _compile_copy(self, copy: CrossRegModel) -> None:
+        """Compiles `copy` as this model was, with optimizers anew.
+
+        Not by `compile_from_config`, which asks that every loss and metric of
+        one's own is registered with Keras.
+        """
+        given = self._reg.keras_arguments
+        copy.compile(
+            **{
+                name: keras.saving.deserialize_keras_object(config)
+                for name, config in self._reg.optimizer_configs.items()
+            },
+            **given,
+            **self._reg.settings,
+        )
+
     # Theta and rho
+
+    # `layer.trainable = True` makes every weight of the layer trainable.
+
+    @property
+    def trainable_variables(self) -> list[keras.Variable]:
+        return [v for v in super().trainable_variables if not is_rho(v)]
+
+    @property
+    def trainable_weights(self) -> list[keras.Variable]:
+        return [v for v in super().trainable_weights if not is_rho(v)]
 
     @property
     def theta_variables(self) -> list[keras.Variable]:
         """Every trainable weight that is not rho."""
-        return [v for v in self.trainable_variables if not is_rho(v)]
+        return self.trainable_variables
 
     @property
     def rho_variables(self) -> list[keras.Variable]:
@@ -356,8 +400,10 @@ class CrossRegModel(Trainer, keras.Model):
                     f"Expected the paths of rho, {sorted(rho)}. "
                     f"Received: path={path}"
                 )
-        for path, value in values.items():
-            assign_human_value(rho[path], value)
+        # All are checked before one is set.
+        stored = {p: stored_value(rho[p], v) for p, v in values.items()}
+        for path, value in stored.items():
+            rho[path].assign(value)
 
     def freeze_rho(self) -> None:
         """Stops rho from learning, until `unfreeze_rho()`.
@@ -412,7 +458,7 @@ class CrossRegModel(Trainer, keras.Model):
         reg = self._reg
         if num_samples is None:
             num_samples = reg.eval_num_samples
-        _check_integer("num_samples", num_samples, 1)
+        num_samples = _check_integer("num_samples", num_samples, 1)
         averaged = self.predict_function
         self.predict_function = reg.sample_functions.get(num_samples)
         reg.keep_samples = num_samples
@@ -508,15 +554,19 @@ def _is_stochastic(layer: keras.layers.Layer) -> bool:
     )
 
 
-def _check_integer(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+def _check_integer(name: str, value: Any, least: int) -> int:
+    is_integer = isinstance(value, numbers.Integral)
+    if isinstance(value, bool) or not is_integer or value < least:
         raise ValueError(
             f"`{name}` must be an integer of {least} or more. "
             f"Received: {name}={value}"
         )
+    return int(value)
 
 
 def _clone_metrics(metrics: Any) -> Any:
+    """The same metrics, with a state of their own."""
+
     def clone(metric: Any) -> Any:
         if isinstance(metric, keras.metrics.Metric):
             return metric.__class__.from_config(metric.get_config())

@@ -87,6 +87,6 @@ def _fresh_copy(model: CrossRegModel) -> CrossRegModel:
             new.set_weights(old.get_weights())
         if adapted:
             new.finalize_state()
-    copy.compile_from_config(model.get_compile_config())
+    model._compile_copy(copy)
     return copy
 

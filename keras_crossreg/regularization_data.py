@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import numbers
 import types
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from keras import tree
 
 from keras_crossreg._keras import can_convert_arrays
+from keras_crossreg._keras import get_data_adapter
 from keras_crossreg._keras import train_validation_split
 
 Data = tuple[Any, Any, Any]
@@ -31,7 +33,7 @@ def check_fit_arguments(
             f"reg_data of type {type(reg_data).__name__}"
         )
     # As for `validation_split`, 0 stands for no split.
-    if not isinstance(reg_split, (int, float)) or not 0 <= reg_split < 1:
+    if not isinstance(reg_split, numbers.Real) or not 0 <= reg_split < 1:
         raise ValueError(
             f"`reg_split` must be in (0, 1). Received: reg_split={reg_split}"
         )
@@ -92,19 +94,19 @@ def split(data: Data, name: str, fraction: float) -> tuple[Data, Data]:
 
 
 def peek(x: Any, y: Any, sample_weight: Any) -> tuple[Any, Any]:
-    """The first batch of any data that `fit` takes.
+    """The first batch of any data that `fit` takes, or what it is like.
 
     Returns:
-        `(batch, x)`: the batch as `(x, y, sample_weight)` or a part of it, or
-        `None` if there is none; and `x` to use from now on, since a generator
-        can be read only once.
+        `(batch, x)`: the batch as `(x, y, sample_weight)` or a part of it, of
+        arrays or of their specifications, or `None` if there is none; and `x`
+        to use from now on, since a generator can be read only once.
     """
+    adapter = get_data_adapter(x, y, sample_weight, batch_size=1)
     if can_convert_arrays((x, y, sample_weight)):
-        parts = (x, y, sample_weight)
-        batch = tree.map_structure(
-            lambda a: None if a is None else a[:1], parts
-        )
-        return batch, x
+        return next(iter(adapter.get_numpy_iterator()), None), x
+    if _is_known(getattr(x, "element_spec", None)):
+        # To read a `tf.data.Dataset` is to move on its random state.
+        return x.element_spec, x
     if isinstance(x, keras.utils.PyDataset):
         return x[0], x
     if isinstance(x, types.GeneratorType):
@@ -124,7 +126,7 @@ def check_batches_match(batch: Any, reg_batch: Any) -> None:
     train = keras.utils.unpack_x_y_sample_weight(batch)
     reg = keras.utils.unpack_x_y_sample_weight(reg_batch)
     for name, a, b in (("x", train[0], reg[0]), ("y", train[1], reg[1])):
-        if _shapes(a) != _shapes(b):
+        if not _match(a, b):
             raise ValueError(
                 "`reg_data` must have the structure and the shapes of the "
                 f"training data. Expected {name} like {_shapes(a)} (without "
@@ -132,16 +134,44 @@ def check_batches_match(batch: Any, reg_batch: Any) -> None:
             )
 
 
+def _match(a: Any, b: Any) -> bool:
+    """Same structure, and same shapes where both are known."""
+    a, b = tree.lists_to_tuples(a), tree.lists_to_tuples(b)
+    try:
+        tree.assert_same_structure(a, b)
+    except (TypeError, ValueError):
+        return False
+    for one, other in zip(tree.flatten(a), tree.flatten(b), strict=True):
+        if (one is None) != (other is None):
+            return False
+        if one is None:
+            continue
+        one, other = _shape(one), _shape(other)
+        if len(one) != len(other) or any(
+            None not in (m, n) and m != n
+            for m, n in zip(one, other, strict=True)
+        ):
+            return False
+    return True
+
+
 def _shapes(structure: Any) -> Any:
     """Shapes without the batch axis, in the structure of the data."""
     return tree.map_structure(
-        lambda a: None if a is None else str(_shape(a)[1:]),
+        lambda a: None if a is None else str(_shape(a)),
         tree.lists_to_tuples(structure),
     )
 
 
 def _shape(array: Any) -> Any:
-    return tuple(int(d) if d is not None else None for d in array.shape)
+    return tuple(int(d) if d is not None else None for d in array.shape[1:])
+
+
+def _is_known(element_spec: Any) -> bool:
+    """Whether a dataset says what rank its batches have."""
+    specs = tree.flatten(element_spec)
+    ranks = [getattr(getattr(s, "shape", None), "rank", None) for s in specs]
+    return None not in ranks
 
 
 def _length(data: Any) -> int:

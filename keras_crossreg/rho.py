@@ -92,7 +92,9 @@ def mark_rho(
     >>> class Shift(keras.layers.Layer):
     ...     def build(self, input_shape):
     ...         self.shift = kcr.mark_rho(
-    ...             self.add_weight(dtype="float32", autocast=False)
+    ...             self.add_weight(
+    ...                 dtype="float32", autocast=False, trainable=False
+    ...             )
     ...         )
     ...     def call(self, inputs):
     ...         return inputs + ops.cast(self.shift, inputs.dtype)
@@ -145,7 +147,12 @@ def human_value(variable: keras.Variable) -> Any:
 
 
 def assign_human_value(variable: keras.Variable, value: Any) -> None:
-    """Sets a rho from human units.
+    """Sets a rho from human units; see `stored_value`."""
+    variable.assign(stored_value(variable, value))
+
+
+def stored_value(variable: keras.Variable, value: Any) -> np.ndarray:
+    """A value in human units as the rho stores it.
 
     Raises:
         ValueError: If the value is not finite, negative where the rho is
@@ -161,7 +168,8 @@ def assign_human_value(variable: keras.Variable, value: Any) -> None:
             f"{array.shape}"
         )
     array = np.broadcast_to(array, tuple(variable.shape))
-    variable.assign(parametrization.from_human(array).astype("float32"))
+    stored: np.ndarray = parametrization.from_human(array).astype("float32")
+    return stored
 
 
 def check_start(name: str, value: Any) -> float:

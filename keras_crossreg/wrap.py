@@ -67,9 +67,6 @@ class WrappedModel(CrossRegModel):
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         return self.model(inputs, training=training)
 
-    def compute_output_shape(self, input_shape: Any) -> Any:
-        return self.model.compute_output_shape(input_shape)
-
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         config["model"] = keras.saving.serialize_keras_object(self.model)

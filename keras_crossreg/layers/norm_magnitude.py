@@ -25,10 +25,13 @@ class NormMagnitude(RhoLayer, keras.layers.Wrapper):
     a constraint rescales it after every step of any optimizer, so that its
     steps do not shrink as it grows, and weight decay cannot act on it.
 
-    A step of v turns the kernel, so that its size relative to the kernel does
-    not depend on the magnitude. A `kernel_regularizer` of the wrapped layer
-    sees v: an L2 penalty is constant there, an L1 penalty still favors sparse
-    directions.
+    A step of v turns the kernel: relative to that of the unwrapped layer it
+    is `magnitude` times as long with Adam, `magnitude ** 2` times with SGD.
+    With `axis=-1` norms start near 1 and learning rates carry over. One norm
+    of a wide layer starts at 10 and more: divide them accordingly.
+
+    A `kernel_regularizer` of the wrapped layer sees v: an L2 penalty is
+    constant there, an L1 penalty still favors sparse directions.
 
     Args:
         layer: A `keras.layers.Layer` with a `kernel` (`Dense`, `EinsumDense`,
@@ -86,24 +89,21 @@ class NormMagnitude(RhoLayer, keras.layers.Wrapper):
         super().build(input_shape)
         self.input_spec = self.layer.input_spec
         v = self._direction
+        self._unit_norm = unit = _UnitNorm(self._norm_axes(len(v.shape)))
         self._check_kernel(v)
-        axes = self._norm_axes(len(v.shape))
+        v.constraint = unit
+        shape = [1 if a in unit.axes else n for a, n in enumerate(v.shape)]
+        shape = [] if self.axis is None else shape
 
         def start() -> Any:
             # Here and not in `build`, where the kernel may not be drawn yet.
-            norm = _norm(v, axes)
-            v.assign(_normalize(v, axes))
-            return ops.cast(norm, "float32")
+            norm = unit.norm(v)
+            v.assign(unit(v))
+            return ops.reshape(ops.cast(norm, "float32"), shape)
 
         self.rho = self.add_rho(
-            "magnitude",
-            start=start,
-            shape=tuple(
-                1 if a in axes else size for a, size in enumerate(v.shape)
-            ),
-            meaning="kernel norm",
+            "magnitude", start=start, shape=tuple(shape), meaning="kernel norm"
         )
-        v.constraint = lambda value: _normalize(value, axes)
 
     @property
     def _direction(self) -> Any:
@@ -119,7 +119,8 @@ class NormMagnitude(RhoLayer, keras.layers.Wrapper):
         )
 
     def _check_kernel(self, v: keras.Variable) -> None:
-        if v.constraint is not None:
+        # Two wrappers may share a direction.
+        if v.constraint not in (None, self._unit_norm):
             raise ValueError(
                 "`NormMagnitude` constrains the kernel of its layer to unit "
                 "norm, and expects it to have no other constraint. Received: "
@@ -138,8 +139,10 @@ class NormMagnitude(RhoLayer, keras.layers.Wrapper):
         if self.axis is None:
             return tuple(range(rank))
         own = self.axis if isinstance(self.axis, tuple) else (self.axis,)
-        axes = set(range(rank)) - {a % rank for a in own}
-        if not axes or any(not -rank <= a < rank for a in own):
+        # Positive and negative names alike.
+        named = [range(rank)[a] for a in own if a in range(-rank, rank)]
+        axes = set(range(rank)) - set(named)
+        if not axes or len(named) < len(own):
             raise ValueError(
                 f"`axis` must name axes of a kernel of rank {rank}, and not "
                 f"all of them. Received: axis={self.axis}"
@@ -158,8 +161,9 @@ class NormMagnitude(RhoLayer, keras.layers.Wrapper):
         sampling: bool | None = None,
     ) -> Any:
         v = self._direction
-        kernel = _normalize(v, self._norm_axes(len(v.shape)))
-        kernel = self.rho_value(self.rho, sampling) * kernel
+        kernel = ops.multiply(
+            self.rho_value(self.rho, sampling), self._unit_norm(v)
+        )
         # All variables, as the scope hides the values of one around it.
         variables = self.layer.variables
         scope = keras.StatelessScope(
@@ -187,19 +191,25 @@ class NormMagnitude(RhoLayer, keras.layers.Wrapper):
         return self.layer.compute_output_spec(inputs)
 
     def get_config(self) -> dict[str, Any]:
-        config = super().get_config()
+        config: dict[str, Any] = super().get_config()
         config["axis"] = self.axis
         return config
 
 
-def _norm(v: Any, axes: tuple[int, ...]) -> Any:
-    """`||v||` over these axes, which it keeps, in float32 or wider."""
-    v = ops.cast(v, keras.backend.result_type(v.dtype, "float32"))
-    squared = ops.sum(ops.square(v), axis=axes, keepdims=True)
-    return ops.sqrt(ops.maximum(squared, _SMALLEST_NORM**2))
+class _UnitNorm(keras.constraints.Constraint):
+    """`v / ||v||` over these axes, in float32 or wider."""
 
+    def __init__(self, axes: tuple[int, ...]) -> None:
+        self.axes = axes
 
-def _normalize(v: Any, axes: tuple[int, ...]) -> Any:
-    """`v / ||v||`, in float32 or wider."""
-    norm = _norm(v, axes)
-    return ops.cast(v, norm.dtype) / norm
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _UnitNorm) and other.axes == self.axes
+
+    def norm(self, v: Any) -> Any:
+        v = ops.cast(v, keras.backend.result_type(v.dtype, "float32"))
+        squared = ops.sum(ops.square(v), axis=self.axes, keepdims=True)
+        return ops.sqrt(ops.maximum(squared, _SMALLEST_NORM**2))
+
+    def __call__(self, v: Any) -> Any:
+        norm = self.norm(v)
+        return ops.cast(v, norm.dtype) / norm

@@ -40,9 +40,7 @@ class RegularizationStream:
             dataset = self._from_arrays(x, y, sample_weight, batch_size or 32)
             self._adapter = None
         else:
-            self._adapter = get_data_adapter(
-                x, shuffle=isinstance(x, keras.utils.PyDataset)
-            )
+            self._adapter = get_data_adapter(x, shuffle=_is_finite(x))
             dataset = self._adapter.get_tf_dataset()
         self._dataset = strategy.experimental_distribute_dataset(dataset)
         batches = self._cycle()
@@ -105,3 +103,8 @@ class RegularizationStream:
                 yield batch
             if self._adapter is not None:
                 self._adapter.on_epoch_end()
+
+
+def _is_finite(x: Any) -> bool:
+    """Whether this is a `PyDataset` that Keras can shuffle."""
+    return isinstance(x, keras.utils.PyDataset) and x.num_batches is not None

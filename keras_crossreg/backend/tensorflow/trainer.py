@@ -242,7 +242,9 @@ class TensorFlowTrainer:
     def _prepare(self, data, reg_data, reg_batch_size):
         """Checks everything that can be checked before a weight moves."""
         reg = self._reg
-        first_batch, x = data_lib.peek(*data)
+        first_batch, x = None, data[0]
+        if reg_data is not None or not self._is_built:
+            first_batch, x = data_lib.peek(*data)
         if reg_data is None:
             self._build_on(first_batch)
             data_lib.check_reg_data_is_there(self._learning_rho(), reg_data)
@@ -251,9 +253,9 @@ class TensorFlowTrainer:
                 reg_data, reg_batch_size, self.distribute_strategy
             )
             self._build_on(first_batch)
-            data_lib.check_batches_match(first_batch, stream.first_batch)
-            if self._learning_rho():
-                self._check_rho_step(stream.first_batch)
+            if first_batch is not None:
+                data_lib.check_batches_match(first_batch, stream.first_batch)
+            self._check_rho_step(stream.first_batch)
             if self.rho_variables:
                 reg.stream = stream
             else:
@@ -271,18 +273,22 @@ class TensorFlowTrainer:
         self._reg.logs = {}
         self._reg.show_metrics = False
 
+    @property
+    def _is_built(self):
+        return self.built and all(
+            layer.built for layer in _keras.all_layers(self)
+        )
+
     def _build_on(self, batch):
         """Creates the variables of a model that has not seen data yet."""
-        if batch is None or (
-            self.built and all(layer.built for layer in _keras.all_layers(self))
-        ):
+        if batch is None or self._is_built:
             return
         x, _, _ = keras.utils.unpack_x_y_sample_weight(batch)
 
         def symbolic(array):
             if array is None:
                 return None
-            dtype = keras.backend.standardize_dtype(array.dtype)
+            dtype = tf.as_dtype(array.dtype).name
             if dtype == "float64":
                 # As Keras casts data.
                 dtype = keras.backend.floatx()
@@ -300,7 +306,7 @@ class TensorFlowTrainer:
             return
         with self.distribute_strategy.scope():
             for optimizer, variables in (
-                (self.optimizer, self.trainable_variables),
+                (self.optimizer, self.theta_variables),
                 (self.rho_optimizer, self.rho_variables),
             ):
                 if optimizer is not None and not optimizer.built:
@@ -308,6 +314,13 @@ class TensorFlowTrainer:
 
     def _check_rho_step(self, batch):
         """Traces the gradient of rho, without moving anything."""
+        rho = self._learning_rho()
+        shapes = keras.tree.map_structure(
+            lambda a: None if a is None else a.shape, batch
+        )
+        checked = ([id(v) for v in rho], str(shapes))
+        if not rho or checked == self._reg.checked:
+            return
         gradients = []
 
         def trace(data):
@@ -319,7 +332,6 @@ class TensorFlowTrainer:
             else:
                 tf.function(trace).get_concrete_function(batch)
         except (ValueError, TypeError, KeyError, tf.errors.OpError) as error:
-            shapes = keras.tree.map_structure(lambda a: a.shape, batch)
             raise ValueError(
                 "The regularization pass failed: `reg_data` must hold inputs "
                 "and targets that fit the model and its loss. The error was: "
@@ -327,9 +339,7 @@ class TensorFlowTrainer:
             ) from error
         lost = [
             v.path
-            for v, gradient in zip(
-                self._learning_rho(), gradients, strict=True
-            )
+            for v, gradient in zip(rho, gradients, strict=True)
             if gradient is None
         ]
         if lost:
@@ -339,6 +349,7 @@ class TensorFlowTrainer:
                 "sampling=True)`), or a gradient is stopped on the way. "
                 f"Received: rho={lost}"
             )
+        self._reg.checked = checked
 
     def train_on_batch(
         self,
@@ -367,6 +378,11 @@ class TensorFlowTrainer:
             As `keras.Model.train_on_batch`; with `reg_data` and
             `return_dict=True` also `reg_loss` and the regularization metrics.
         """
+        stream = None
+        if reg_data is not None and self.compiled:
+            size = keras.tree.flatten(reg_data)[0].shape[0]
+            self._prepare((x, y, sample_weight), reg_data, size)
+            stream, self._reg.stream = self._reg.stream, None
         logs = super().train_on_batch(
             x,
             y,
@@ -374,15 +390,7 @@ class TensorFlowTrainer:
             class_weight=class_weight,
             return_dict=return_dict,
         )
-        if reg_data is None:
-            return logs
-        if self._learning_rho():
-            stream = RegularizationStream(
-                reg_data,
-                # The whole of it.
-                keras.tree.flatten(reg_data)[0].shape[0],
-                self.distribute_strategy,
-            )
+        if stream is not None and self._learning_rho():
             self._reg.metrics_are_stale = True
             self._run_rho_step(next(stream))
             if return_dict:

@@ -1,0 +1,100 @@
+"""Small models and data that many tests share."""
+
+import keras
+import numpy as np
+
+import keras_crossreg as kcr
+
+ROWS = 24
+
+
+def make_data(rows=ROWS, seed=0):
+    """Features `(rows, 3)` and labels of two classes."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(rows, 3)).astype("float32")
+    return x, (x[:, 0] + x[:, 1] > 0).astype("int32")
+
+
+def make_model(seed=0, rho=True, cls=kcr.CrossRegModel, dropout=0.0):
+    """Dense, BatchNormalization, noise, Dense, with reproducible weights."""
+    keras.utils.set_random_seed(seed)
+    inputs = keras.Input((3,), name="features")
+    x = keras.layers.Dense(4, use_bias=False)(inputs)
+    x = keras.layers.BatchNormalization(center=False, scale=False)(x)
+    if rho:
+        x = kcr.layers.GaussianNoiseScale(0.5, seed=1, name="noise")(x)
+    if dropout:
+        x = keras.layers.Dropout(dropout, seed=2)(x)
+    outputs = keras.layers.Dense(2, activation="softmax", name="classes")(x)
+    return cls(inputs, outputs)
+
+
+class Subclassed(kcr.CrossRegModel):
+    """The same, as a subclass with `call`."""
+
+    def __init__(self, units=4, **kwargs):
+        super().__init__(**kwargs)
+        self.units = units
+        self.hidden = keras.layers.Dense(units, use_bias=False)
+        self.norm = keras.layers.BatchNormalization(center=False, scale=False)
+        self.noise = kcr.layers.GaussianNoiseScale(0.5, seed=1)
+        self.classes = keras.layers.Dense(2, activation="softmax")
+
+    def call(self, inputs, training=None):
+        x = self.norm(self.hidden(inputs), training=training)
+        return self.classes(self.noise(x))
+
+
+@keras.saving.register_keras_serializable("tests")
+class Configured(Subclassed):
+    """The same, which Keras can copy."""
+
+    def get_config(self):
+        return {**super().get_config(), "units": self.units}
+
+
+def compile_model(model, **kwargs):
+    """SGD for both, a rho step after every step, unless told otherwise."""
+    defaults = dict(
+        optimizer=keras.optimizers.SGD(0.1),
+        loss="sparse_categorical_crossentropy",
+        rho_optimizer=keras.optimizers.SGD(0.5),
+        reg_freq=1,
+        num_samples=2,
+    )
+    model.compile(**{**defaults, **kwargs})
+    return model
+
+
+def fit(model, **kwargs):
+    """Three steps, with a regularization set of other rows."""
+    x, y = make_data()
+    defaults = dict(
+        x=x,
+        y=y,
+        batch_size=8,
+        reg_data=make_data(8, seed=1),
+        shuffle=False,
+        verbose=0,
+    )
+    return model.fit(**{**defaults, **kwargs})
+
+
+def values(variables):
+    """Copies of the values of variables."""
+    return [keras.ops.convert_to_numpy(v.value) for v in variables]
+
+
+def assert_same(first, second):
+    """The same arrays, bit for bit."""
+    assert len(first) == len(second)
+    for a, b in zip(first, second, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def moved(before, variables):
+    """Which of the variables differ from what they were."""
+    return [
+        not np.array_equal(a, b)
+        for a, b in zip(before, values(variables), strict=True)
+    ]

@@ -1,0 +1,270 @@
+"""How often rho learn, and how often the steps are traced."""
+
+import keras
+import numpy as np
+import pytest
+from helpers import compile_model
+from helpers import fit
+from helpers import make_data
+from helpers import make_model
+
+import keras_crossreg as kcr
+
+
+def rho_steps(model):
+    return int(model.rho_optimizer.iterations)
+
+
+@pytest.mark.parametrize(
+    ("reg_freq", "reg_warmup", "steps_per_execution", "expected"),
+    [
+        # 2 epochs of 5 steps.
+        (1, 0, 1, 10),
+        (3, 0, 1, 3),
+        (2, 4, 1, 3),
+        (11, 0, 1, 0),
+        (2, 0, 2, 5),
+        # Executions of 3 and 2 steps.
+        (2, 0, 3, 5),
+        (4, 1, 3, 2),
+        (1, 0, 5, 10),
+    ],
+)
+def test_number_of_rho_steps(
+    reg_freq, reg_warmup, steps_per_execution, expected
+):
+    model = compile_model(
+        make_model(),
+        reg_freq=reg_freq,
+        reg_warmup=reg_warmup,
+        steps_per_execution=steps_per_execution,
+    )
+    fit(model, batch_size=5, epochs=2)
+    assert int(model.optimizer.iterations) == 10
+    assert rho_steps(model) == expected
+
+
+def test_counting_goes_on_over_several_fits():
+    model = compile_model(make_model(), reg_freq=4, reg_warmup=1)
+    for expected in (0, 1, 2, 2, 3):
+        fit(model)
+        assert rho_steps(model) == expected
+
+
+def test_gradient_accumulation_does_not_change_the_count():
+    optimizer = keras.optimizers.SGD(0.1, gradient_accumulation_steps=3)
+    model = compile_model(make_model(), optimizer=optimizer, reg_freq=2)
+    fit(model, epochs=2)
+    assert rho_steps(model) == 3
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [
+        dict(jit_compile=True),
+        dict(jit_compile=True, steps_per_execution=2),
+        dict(run_eagerly=True),
+        dict(run_eagerly=True, steps_per_execution=2),
+    ],
+    ids=str,
+)
+def test_every_mode_gives_the_same_numbers(mode):
+    results = []
+    for arguments in (dict(jit_compile=False), mode):
+        model = compile_model(
+            make_model(), **arguments, rho_optimizer=keras.optimizers.SGD(0.0)
+        )
+        # The noise itself differs where XLA draws it.
+        model.set_rho({"noise/scale": 0.0})
+        history = fit(model, batch_size=6).history
+        assert rho_steps(model) == 4
+        results.append(history["loss"] + history["reg_loss"])
+    np.testing.assert_allclose(*results, rtol=1e-4)
+
+
+def test_each_step_is_traced_once():
+    traces = []
+
+    class Counter(kcr.layers.RhoLayer):
+        def build(self, input_shape):
+            self.rho = self.add_rho("scale", start=0.1)
+
+        def call(self, inputs, training=False, sampling=None):
+            traces.append("rho" if sampling else "theta")
+            return inputs * self.rho_value(self.rho, sampling)
+
+    inputs = keras.Input((3,))
+    outputs = keras.layers.Dense(2)(Counter()(inputs))
+    model = kcr.CrossRegModel(inputs, outputs)
+    compile_model(model, loss="mse", optimizer="adam", rho_optimizer="adam")
+    x, _ = make_data()
+    y = np.zeros((len(x), 2))
+    traces.clear()
+    reg_data = (x[:7], y[:7])
+    arguments = dict(x=x, y=y, reg_data=reg_data, reg_batch_size=3)
+    fit(model, epochs=10, **arguments)
+    # One more of rho: the check that the gradient reaches it.
+    assert sorted(traces) == ["rho", "rho", "theta"]
+    model.freeze_rho()
+    fit(model, **arguments)
+    model.unfreeze_rho()
+    fit(model, epochs=3, **arguments)
+    assert len(traces) == 3
+
+
+def test_a_rho_step_every_r_of_a_strategy():
+    import tensorflow as tf
+
+    strategy = tf.distribute.MirroredStrategy(["/cpu:0"])
+    with strategy.scope():
+        model = compile_model(make_model(), reg_freq=2)
+    history = fit(model, epochs=2).history
+    assert rho_steps(model) == 3
+    assert np.isfinite(history["reg_loss"]).all()
+
+
+def test_train_on_batch_moves_rho_when_asked():
+    model = compile_model(make_model(), metrics=["accuracy"], reg_freq=7)
+    x, y = make_data()
+    logs = model.train_on_batch(x, y, return_dict=True)
+    assert rho_steps(model) == 0
+    assert set(logs) == {"loss", "accuracy"}
+    reg_data = make_data(8, seed=1)
+    logs = model.train_on_batch(x, y, reg_data=reg_data, return_dict=True)
+    assert rho_steps(model) == 1
+    assert set(logs) == {"loss", "accuracy", "reg_loss", "reg_accuracy"}
+
+
+# What the logs show.
+
+
+def test_reg_loss_and_metrics_are_in_history():
+    model = compile_model(
+        make_model(),
+        metrics=["accuracy"],
+        weighted_metrics=[keras.metrics.SparseCategoricalAccuracy("hits")],
+    )
+    history = fit(model, epochs=2, validation_data=make_data(8, seed=2))
+    assert set(history.history) == {
+        f"{prefix}{name}"
+        for prefix in ("", "reg_", "val_")
+        for name in ("loss", "accuracy", "hits")
+    }
+    assert all(len(values) == 2 for values in history.history.values())
+
+
+def test_history_shows_means_and_not_last_batches():
+    # Nothing moves and nothing is random: the epoch's loss is that of all.
+    model = compile_model(
+        make_model(),
+        optimizer=keras.optimizers.SGD(0.0),
+        rho_optimizer=keras.optimizers.SGD(0.0),
+        metrics=["accuracy"],
+    )
+    model.set_rho({"noise/scale": 0.0})
+    norm = model.layers[2]
+    norm.momentum = 1.0
+    reg = make_data(12, seed=1)
+    # 3 rho steps of 4 rows go once through the set.
+    history = fit(model, reg_data=reg, reg_batch_size=4).history
+    loss, accuracy = model.evaluate(*reg, verbose=0)
+    assert history["reg_loss"][0] == pytest.approx(loss, rel=1e-5)
+    assert history["reg_accuracy"][0] == pytest.approx(accuracy)
+
+
+def test_evaluate_does_not_report_the_regularization_set():
+    model = compile_model(make_model())
+    fit(model)
+    results = model.evaluate(*make_data(), verbose=0, return_dict=True)
+    assert set(results) == {"loss"}
+
+
+def test_metrics_that_cannot_be_copied_leave_reg_loss():
+    class Custom(keras.metrics.Mean):
+        def __init__(self, factor):
+            super().__init__(name="custom")
+            self.factor = factor
+
+        def update_state(self, y, y_pred, sample_weight=None):
+            super().update_state(self.factor)
+
+    with pytest.warns(UserWarning, match="Only `reg_loss` is measured"):
+        model = compile_model(make_model(), metrics=[Custom(3.0)])
+    history = fit(model).history
+    assert set(history) == {"loss", "custom", "reg_loss"}
+    assert history["custom"] == [3.0]
+
+
+# What rho learn from.
+
+
+def seen_in_rho_steps(reg_data, **fit_arguments):
+    """The first feature of each example in the rho steps of a run."""
+    seen = []
+
+    class Spy(kcr.layers.RhoLayer):
+        def build(self, input_shape):
+            self.rho = self.add_rho("scale", start=0.1)
+
+        def call(self, inputs, training=False, sampling=None):
+            if sampling:
+                seen.append(np.array(inputs)[:, 0])
+            return inputs * self.rho_value(self.rho, sampling)
+
+    inputs = keras.Input((1,))
+    model = kcr.CrossRegModel(inputs, Spy()(inputs))
+    compile_model(model, loss="mse", run_eagerly=True, num_samples=1)
+    x = np.zeros((16, 1))
+    with pytest.MonkeyPatch.context():
+        model.fit(x, x, reg_data=reg_data, verbose=0, **fit_arguments)
+    # The first call is the check.
+    return seen[1:]
+
+
+def test_every_regularization_example_is_seen_once_in_each_pass():
+    reg = np.arange(6.0)[:, None]
+    seen = seen_in_rho_steps(
+        (reg, reg), batch_size=4, reg_batch_size=3, epochs=2
+    )
+    passes = [np.concatenate(seen[i : i + 2]) for i in (0, 2, 4, 6)]
+    assert all(sorted(p) == list(range(6)) for p in passes)
+    # In another order each time: all four alike has probability (1/720)^3.
+    assert len({tuple(p) for p in passes}) > 1
+
+
+def test_a_batch_is_at_most_the_set():
+    reg = np.arange(3.0)[:, None]
+    seen = seen_in_rho_steps((reg, reg), batch_size=8)
+    assert [sorted(s) for s in seen] == [[0, 1, 2], [0, 1, 2]]
+
+
+def test_a_single_example_is_enough():
+    model = compile_model(make_model())
+    history = fit(model, reg_data=make_data(1)).history
+    assert np.isfinite(history["reg_loss"]).all()
+    assert np.isfinite(model.get_rho()["noise/scale"])
+
+
+def test_reg_split_cuts_the_end_after_the_validation_split():
+    x = np.arange(20.0)[:, None]
+    seen = []
+
+    class Spy(keras.layers.Layer):
+        def call(self, inputs, training=False):
+            seen.append(("train" if training else "other", np.array(inputs)))
+            return inputs
+
+    inputs = keras.Input((1,))
+    outputs = kcr.layers.GaussianNoiseScale(0.0)(Spy()(inputs))
+    outputs = keras.layers.Dense(1)(outputs)
+    model = kcr.CrossRegModel(inputs, outputs)
+    compile_model(model, loss="mse", run_eagerly=True, num_samples=2)
+    seen.clear()
+    model.fit(
+        x, x, batch_size=20, validation_split=0.1, reg_split=0.5, verbose=0
+    )
+    trained = {int(v) for kind, a in seen for v in a[:, 0] if kind == "train"}
+    others = [sorted({int(v) for v in a[:, 0]}) for k, a in seen if k == "other"]
+    assert trained == set(range(9))
+    # The check, the rho step, validation.
+    assert others == [list(range(9, 18))] * 2 + [[18, 19]]

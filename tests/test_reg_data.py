@@ -1,0 +1,135 @@
+"""Every form of data as training data and as regularization set."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers import Subclassed
+from helpers import compile_model
+from helpers import make_data
+from helpers import make_model
+
+
+class Batches(keras.utils.PyDataset):
+    def __init__(self, data, **kwargs):
+        super().__init__(**kwargs)
+        self.data = data
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        return tuple(a[8 * index : 8 * index + 8] for a in self.data)
+
+
+class EndlessBatches(Batches):
+    @property
+    def num_batches(self):
+        return None
+
+    def __getitem__(self, index):
+        return super().__getitem__(index % 3)
+
+
+def generator(data):
+    while True:
+        for i in range(3):
+            yield tuple(a[8 * i : 8 * i + 8] for a in data)
+
+
+def weighted(data):
+    return (*data, np.ones(len(data[1]), "float32"))
+
+
+FORMS = {
+    "arrays": lambda data: data,
+    "weighted arrays": weighted,
+    "tensors": lambda data: tuple(map(tf.constant, data)),
+    "dataset": lambda data: tf.data.Dataset.from_tensor_slices(data).batch(8),
+    "weighted dataset": lambda data: tf.data.Dataset.from_tensor_slices(
+        weighted(data)
+    ).batch(8),
+    "dataset of unknown shapes": lambda data: tf.data.Dataset.from_generator(
+        lambda: iter([data]), output_types=("float32", "int32")
+    ),
+    "PyDataset": Batches,
+    "PyDataset with workers": lambda data: Batches(data, workers=2),
+    "endless PyDataset": EndlessBatches,
+    "generator": generator,
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_forms_of_reg_data(form):
+    model = compile_model(make_model(), run_eagerly=True)
+    x, y = make_data()
+    reg_data = FORMS[form](make_data(seed=1))
+    model.fit(
+        x, y, reg_data=reg_data, batch_size=4, epochs=2, shuffle=False, verbose=0
+    )
+    assert int(model.rho_optimizer.iterations) == 12
+
+
+@pytest.mark.parametrize(
+    "form", ["dataset", "dataset of unknown shapes", "PyDataset", "generator"]
+)
+@pytest.mark.parametrize("subclassed", [False, True])
+def test_forms_of_training_data(form, subclassed):
+    model = Subclassed() if subclassed else make_model()
+    compile_model(model, run_eagerly=True)
+    data = FORMS[form](make_data())
+    steps = 3 if form == "generator" else None
+    model.fit(
+        data,
+        reg_data=make_data(8, seed=1),
+        steps_per_epoch=steps,
+        shuffle=False,
+        verbose=0,
+    )
+    expected = 1 if form == "dataset of unknown shapes" else 3
+    assert int(model.rho_optimizer.iterations) == expected
+
+
+def test_pandas():
+    pd = pytest.importorskip("pandas")
+    model = compile_model(Subclassed(), run_eagerly=True)
+    x, y = map(pd.DataFrame, make_data())
+    model.fit(x, y, reg_data=(x, y), verbose=0)
+    assert int(model.rho_optimizer.iterations) == 1
+
+
+def test_no_batch_of_a_generator_is_lost():
+    seen = []
+
+    def batches():
+        for i in range(3):
+            seen.append(i)
+            yield make_data(8, seed=i)
+
+    model = compile_model(make_model(), run_eagerly=True)
+    model.fit(
+        batches(), reg_data=make_data(8, seed=9), shuffle=False, verbose=0
+    )
+    assert seen == [0, 1, 2]
+    assert int(model.optimizer.iterations) == 3
+
+
+def test_a_generator_that_ends_says_so():
+    model = compile_model(make_model(), run_eagerly=True)
+    x, y = make_data()
+    reg_data = (make_data(8, seed=i) for i in range(2))
+    with pytest.raises(ValueError, match="ran out of batches"):
+        model.fit(x, y, batch_size=8, reg_data=reg_data, verbose=0)
+
+
+def test_strings():
+    lookup = keras.layers.StringLookup(vocabulary=["a", "b"])
+    inputs = keras.Input((1,), dtype="string")
+    x = keras.layers.Flatten()(keras.layers.Embedding(4, 3)(lookup(inputs)))
+    import keras_crossreg as kcr
+
+    outputs = keras.layers.Dense(1)(kcr.layers.GaussianNoiseScale()(x))
+    model = compile_model(kcr.CrossRegModel(inputs, outputs), loss="mse")
+    x, y = tf.constant([["a"], ["b"]]), tf.constant([[0.0], [1.0]])
+    model.fit(x, y, reg_data=(x, y), verbose=0)
+    assert int(model.rho_optimizer.iterations) == 1
