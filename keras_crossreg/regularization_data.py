@@ -37,7 +37,9 @@ def check_fit_arguments(
         raise ValueError(
             f"`reg_split` must be in (0, 1). Received: reg_split={reg_split}"
         )
-    if reg_batch_size is not None and reg_batch_size < 1:
+    if reg_batch_size is not None and not (
+        isinstance(reg_batch_size, numbers.Integral) and reg_batch_size >= 1
+    ):
         raise ValueError(
             "`reg_batch_size` must be an integer of 1 or more. "
             f"Received: reg_batch_size={reg_batch_size}"

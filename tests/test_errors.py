@@ -72,7 +72,7 @@ FIT_ERRORS = {
     ),
     "empty generator": (
         dict(reg_data=(batch for batch in [])),
-        "at least one example.*Received: reg_data=",
+        "at least one batch",
     ),
     "reg_batch_size of 0": (
         dict(reg_data=(REG_X, REG_Y), reg_batch_size=0),
@@ -105,10 +105,6 @@ FIT_ERRORS = {
         dict(x=X[:1], y=Y[:1], reg_split=0.5),
         "1 examples cannot be cut.*Received: reg_split=0.5$",
     ),
-    "reg_split that is too small": (
-        dict(reg_split=1e-9),
-        "24 examples cannot be cut.*Received: reg_split=1e-09$",
-    ),
     "negative merge_epochs": (
         dict(reg_data=(REG_X, REG_Y), merge_epochs=-1),
         "Received: merge_epochs=-1$",
@@ -131,7 +127,8 @@ FIT_ERRORS = {
 @pytest.mark.parametrize("case", FIT_ERRORS)
 def test_fit_refuses(case):
     arguments, match = FIT_ERRORS[case]
-    check(compile_model(make_model()), "(?s)" + match, **arguments)
+    model = compile_model(make_model(), run_eagerly=True)
+    check(model, "(?s)" + match, **arguments)
 
 
 def test_a_failed_fit_leaves_a_model_that_trains():

@@ -25,7 +25,7 @@ class GaussianNoiseScale(RhoLayer):
 
     Args:
         initial_scale: Float, the first sigma. Not negative. Defaults to
-            `0.1`.
+            `0.3`.
         axis: Integer, tuple of integers or `None`. The axes that have a sigma
             of their own for every index: `-1` for one per channel (`1` where
             channels come first). `None` for one sigma. Defaults to `None`.
@@ -64,7 +64,7 @@ class GaussianNoiseScale(RhoLayer):
 
     def __init__(
         self,
-        initial_scale: float = 0.1,
+        initial_scale: float = 0.3,
         axis: int | tuple[int, ...] | None = None,
         relative: bool = False,
         seed: int | None = None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import types
 from typing import Any
 
 import keras
@@ -36,6 +37,7 @@ class RegularizationStream:
         strategy: tf.distribute.Strategy,
     ) -> None:
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(reg_data)
+        self._is_generator = isinstance(x, types.GeneratorType)
         if can_convert_arrays((x, y, sample_weight)):
             dataset = self._from_arrays(x, y, sample_weight, batch_size or 32)
             self._adapter = None
@@ -95,11 +97,13 @@ class RegularizationStream:
         """Passes over the data, one after another, while there are any."""
         seen = True
         while seen:
+            # A second pass over a generator would repeat the first batches
+            # alone, which Keras remembers.
             seen = False
             if self._adapter is not None:
                 self._adapter.on_epoch_begin()
             for batch in self._dataset:
-                seen = True
+                seen = not self._is_generator
                 yield batch
             if self._adapter is not None:
                 self._adapter.on_epoch_end()

@@ -14,6 +14,7 @@ from keras_crossreg.backend.tensorflow.merge import OneRun
 from keras_crossreg.backend.tensorflow.merge import merge
 from keras_crossreg.backend.tensorflow.merge import num_batches
 from keras_crossreg.backend.tensorflow.stream import RegularizationStream
+from keras_crossreg.guards import warn_of_reg_data
 
 
 class TensorFlowTrainer:
@@ -189,6 +190,9 @@ class TensorFlowTrainer:
             data, reg_data = data_lib.split(data, "reg_split", reg_split)
         if self.compiled:
             data = self._prepare(data, reg_data, reg_batch_size or batch_size)
+            learning = self._learning_rho()
+            if learning and reg_data is not None:
+                warn_of_reg_data(data, reg_data, validation_data, learning)
 
         def keras_fit(data, callbacks, initial_epoch, epochs):
             return super(TensorFlowTrainer, self).fit(

@@ -1,0 +1,122 @@
+"""Warnings about regularization sets that will not do what they should."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import keras
+import numpy as np
+from keras import tree
+
+from keras_crossreg._keras import can_convert_arrays
+
+# Elements of a row that are enough to tell almost all rows apart.
+_KEY_SIZE = 64
+
+
+def warn_of_reg_data(
+    data: tuple[Any, Any, Any],
+    reg_data: Any,
+    validation_data: Any,
+    rho: list[keras.Variable],
+) -> None:
+    """Warns where the regularization set is not held out, or too small.
+
+    - It is the validation set, whose scores then say too much.
+    - Training examples are in it, so that rho sees what theta memorized.
+    - It has less than ten examples for each number in rho: the excess loss
+      grows as `sqrt(k / m)` in the number k of rho and the size m of the set.
+
+    Args:
+        data: Training data `(x, y, sample_weight)`.
+        reg_data: As given to `fit`.
+        validation_data: As given to `fit`, or `None`.
+        rho: The rho to learn.
+    """
+    if _is_same(reg_data, validation_data):
+        warnings.warn(
+            "`reg_data` is also the `validation_data`. Training consumes the "
+            "regularization set, so that validation scores on it are too "
+            "good: hold out another set.",
+            stacklevel=4,
+        )
+    reg = keras.utils.unpack_x_y_sample_weight(reg_data)
+    if not can_convert_arrays(reg):
+        return
+    size = int(tree.flatten(reg[0])[0].shape[0])
+    numbers = sum(math.prod(v.shape) for v in rho)
+    if numbers > size / 10:
+        warnings.warn(
+            f"{numbers} rho learn from {size} regularization examples. Rho "
+            "overfit them too: give `reg_data` ten examples or more for each, "
+            "or share rho between units (`axis=None`).",
+            stacklevel=4,
+        )
+    if can_convert_arrays(data):
+        shared = _count_shared_rows(data[:2], reg[:2])
+        if shared:
+            warnings.warn(
+                f"{shared} of {size} regularization examples are also among "
+                "the training examples. Theta memorizes those, and rho sees "
+                "less need for regularization than there is: hold "
+                "`reg_data` out of the training data.",
+                stacklevel=4,
+            )
+
+
+def _is_same(reg_data: Any, validation_data: Any) -> bool:
+    if validation_data is None:
+        return False
+    if isinstance(reg_data, (tuple, list)) and isinstance(
+        validation_data, (tuple, list)
+    ):
+        pair = reg_data[:1], validation_data[:1]
+        flat, other = (tree.flatten(part) for part in pair)
+        return len(flat) == len(other) and all(
+            a is b for a, b in zip(flat, other, strict=True)
+        )
+    return reg_data is validation_data
+
+
+def _count_shared_rows(train: Any, reg: Any) -> int:
+    """How many rows of `reg` are, to the last bit, rows of `train`."""
+    train_leaves, reg_leaves = tree.flatten(train), tree.flatten(reg)
+    if len(train_leaves) != len(reg_leaves):
+        return 0
+    train_rows = [_rows(a) for a in train_leaves if a is not None]
+    reg_rows = [_rows(a) for a in reg_leaves if a is not None]
+    train_keys: dict[bytes, list[int]] = {}
+    wanted = _keys(reg_rows)
+    known = set(wanted)
+    for i, key in enumerate(_keys(train_rows)):
+        if key in known:
+            train_keys.setdefault(key, []).append(i)
+    return sum(
+        any(
+            all(
+                np.array_equal(a[i], b[j])
+                for a, b in zip(train_rows, reg_rows, strict=True)
+            )
+            for i in train_keys.get(key, ())
+        )
+        for j, key in enumerate(wanted)
+    )
+
+
+def _rows(array: Any) -> np.ndarray:
+    array = np.asarray(array)
+    return array.reshape(len(array), -1)
+
+
+def _keys(rows: list[np.ndarray]) -> list[bytes]:
+    """A short key of each row, equal where rows are."""
+    parts = [
+        np.ascontiguousarray(a[:, :: max(1, a.shape[1] // _KEY_SIZE)])
+        for a in rows
+    ]
+    return [
+        b"".join(part[i].tobytes() for part in parts)
+        for i in range(len(parts[0]))
+    ]

@@ -1,0 +1,193 @@
+"""The last epochs train on all the data, with rho frozen."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers import compile_model
+from helpers import fit
+from helpers import make_data
+from helpers import make_model
+
+import keras_crossreg as kcr
+
+
+class Log(keras.callbacks.Callback):
+    def __init__(self):
+        super().__init__()
+        self.events = []
+        self.rho = []
+
+    def on_train_begin(self, logs=None):
+        self.events.append("begin")
+
+    def on_train_end(self, logs=None):
+        self.events.append("end")
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.events.append(epoch)
+        self.rho.append(self.model.get_rho()["noise/scale"])
+
+
+def test_rho_learn_first_and_are_frozen_then():
+    model = compile_model(make_model())
+    log = Log()
+    history = fit(model, epochs=4, merge_epochs=2, callbacks=[log])
+    assert log.events == ["begin", 0, 1, 2, 3, "end"]
+    assert log.rho[0] != log.rho[1] == log.rho[2] == log.rho[3]
+    assert history.epoch == [0, 1, 2, 3]
+    assert len(history.history["loss"]) == 4
+    assert len(history.history["reg_loss"]) == 2
+    # 3 steps of 24 rows, then 4 steps of 32 rows.
+    assert int(model.optimizer.iterations) == 2 * 3 + 2 * 4
+    assert int(model.rho_optimizer.iterations) == 6
+    assert history is model.history
+
+
+def trained_on(x, reg_x, **arguments):
+    """What theta learned from, by epoch: a weight for each example."""
+    rows = len(x) + len(reg_x)
+    inputs = keras.Input((rows,))
+    noise = kcr.layers.GaussianNoiseScale(0.0)
+    dense = keras.layers.Dense(1, use_bias=False, kernel_initializer="zeros")
+    model = kcr.CrossRegModel(inputs, dense(noise(inputs)))
+    compile_model(
+        model,
+        loss="mse",
+        rho_optimizer=keras.optimizers.SGD(0.0),
+        run_eagerly=True,
+    )
+    x, reg_x = (np.eye(rows)[i] for i in (x, reg_x))
+    data = (x, np.ones((len(x), 1)), np.ones(len(x)))
+    reg = (reg_x, np.ones((len(reg_x), 1)))
+    seen = []
+    each = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: seen.append(
+            set(np.flatnonzero(dense.kernel.numpy()))
+        )
+    )
+    model.fit(
+        *data[:2],
+        reg_data=reg,
+        callbacks=[each],
+        verbose=0,
+        batch_size=4,
+        **arguments,
+    )
+    return seen
+
+
+def test_theta_learns_from_the_regularization_set_in_the_last_epochs_alone():
+    seen = trained_on([0, 1, 2, 3, 4], [5, 6], epochs=3, merge_epochs=1)
+    assert seen == [set(range(5)), set(range(5)), set(range(7))]
+
+
+def test_all_epochs_can_be_merged():
+    seen = trained_on([0, 1, 2], [3, 4], epochs=1, merge_epochs=1)
+    assert seen == [set(range(5))]
+
+
+@pytest.mark.parametrize("weighted", ["training", "regularization"])
+def test_examples_without_a_weight_weigh_one(weighted):
+    model = compile_model(
+        make_model(),
+        run_eagerly=True,
+        optimizer=keras.optimizers.SGD(0.0),
+        rho_optimizer=keras.optimizers.SGD(0.0),
+    )
+    x, y = make_data()
+    reg = make_data(8, seed=1)
+    model.set_rho({"noise/scale": 0.0})
+    next(la for la in model.layers if "norm" in la.name).momentum = 1.0
+    weight = np.full(24, 0.0)
+    if weighted == "regularization":
+        reg, weight = (*reg, np.full(8, 0.0)), None
+    history = fit(
+        model,
+        reg_data=reg,
+        sample_weight=weight,
+        merge_epochs=1,
+        batch_size=32,
+    ).history
+    # One of the two sets weighs nothing. In training mode, BatchNormalization
+    # sees all the rows.
+    p = keras.ops.convert_to_numpy(
+        model(np.concatenate([x, reg[0]]), training=True)
+    )
+    losses = -np.log(p[np.arange(32), np.concatenate([y, reg[1]])])
+    counted = losses[24:] if weighted == "training" else losses[:24]
+    assert history["loss"][0] == pytest.approx(counted.sum() / 32, rel=1e-4)
+
+
+def test_datasets():
+    model = compile_model(make_model())
+    sets = [
+        tf.data.Dataset.from_tensor_slices(data).batch(8)
+        for data in (make_data(), make_data(8, seed=1))
+    ]
+    model.fit(
+        sets[0],
+        reg_data=sets[1],
+        epochs=2,
+        merge_epochs=1,
+        shuffle=False,
+        verbose=0,
+    )
+    assert int(model.optimizer.iterations) == 3 + 4
+    assert int(model.rho_optimizer.iterations) == 3
+
+
+def test_a_run_that_stops_early_has_no_merged_epochs():
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.stop_training = epoch == 1
+
+    log = Log()
+    model = compile_model(make_model(), run_eagerly=True)
+    fit(model, epochs=5, merge_epochs=2, callbacks=[Stop(), log])
+    assert log.events == ["begin", 0, 1, "end"]
+
+
+def test_early_stopping_over_both_parts():
+    model = compile_model(
+        make_model(), run_eagerly=True, optimizer=keras.optimizers.SGD(0.0)
+    )
+    stop = keras.callbacks.EarlyStopping("val_loss", patience=3, mode="max")
+    log = Log()
+    # Validation never gets better than at first, but for what rho do.
+    model.set_rho({"noise/scale": 0.0})
+    model.rho_optimizer.learning_rate = 0.0
+    next(la for la in model.layers if "norm" in la.name).momentum = 1.0
+    fit(
+        model,
+        epochs=8,
+        merge_epochs=6,
+        validation_data=make_data(8, seed=2),
+        callbacks=[stop, log],
+    )
+    assert log.events == ["begin", 0, 1, 2, 3, "end"]
+
+
+def test_reg_split_and_validation_split():
+    model = compile_model(make_model(), run_eagerly=True)
+    history = fit(
+        model,
+        reg_data=None,
+        reg_split=0.25,
+        validation_split=1 / 6,
+        batch_size=5,
+        epochs=2,
+        merge_epochs=1,
+    ).history
+    # 24 rows: 4 to validate, 5 to regularize, 15 to train.
+    assert int(model.optimizer.iterations) == 3 + 4
+    assert len(history["val_loss"]) == 2
+
+
+def test_initial_epoch():
+    log = Log()
+    model = compile_model(make_model(), run_eagerly=True)
+    fit(model, epochs=4, initial_epoch=1, merge_epochs=2, callbacks=[log])
+    assert log.events == ["begin", 1, 2, 3, "end"]
+    fit(model, epochs=4, initial_epoch=3, merge_epochs=2, callbacks=[log])
+    assert log.events[5:] == ["begin", 3, "end"]

@@ -1,0 +1,154 @@
+"""The final model: all the data, and the learned rho from the start."""
+
+import keras
+import numpy as np
+import pytest
+from helpers import Configured
+from helpers import Subclassed
+from helpers import assert_same
+from helpers import compile_model
+from helpers import fit
+from helpers import make_data
+from helpers import make_model
+from helpers import moved
+from helpers import values
+
+import keras_crossreg as kcr
+
+X, Y = make_data(32)
+
+
+def fitted(model, **arguments):
+    compile_model(model, run_eagerly=True, **arguments)
+    fit(model)
+    return model
+
+
+def refit(model, **arguments):
+    return kcr.refit(model, X, Y, batch_size=8, verbose=0, **arguments)
+
+
+@pytest.mark.parametrize("kind", ["functional", "subclassed", "wrapped"])
+def test_fresh_weights_and_the_learned_rho(kind):
+    model = {
+        "functional": make_model,
+        "subclassed": lambda: Configured(units=5),
+        "wrapped": lambda: kcr.wrap(keras.Sequential(make_model().layers[1:])),
+    }[kind]()
+    fitted(model)
+    before = values(model.weights)
+    still = refit(model, epochs=0)
+    assert_same(values(model.rho_variables), values(still.rho_variables))
+    kernels = [v for v in model.theta_variables if "kernel" in v.path]
+    fresh = [v for v in still.theta_variables if "kernel" in v.path]
+    assert all(moved(values(kernels), fresh))
+
+    final = refit(model, epochs=2)
+    assert type(final) is type(model)
+    assert_same(values(model.rho_variables), values(final.rho_variables))
+    assert int(final.rho_optimizer.iterations) == 0
+    assert int(final.optimizer.iterations) == 8
+    assert len(final.history.history["loss"]) == 2
+    # The model itself stays as it was.
+    assert_same(before, values(model.weights))
+
+
+def test_the_noise_stays_on():
+    model = fitted(make_model())
+    model.set_rho({"noise/scale": 50.0})
+    final = refit(model)
+    samples = final.predict_samples(X, verbose=0)
+    assert samples.std(0).max() > 0.1
+
+
+def test_optimizers_are_as_they_were_at_compile():
+    model = compile_model(
+        make_model(),
+        run_eagerly=True,
+        optimizer=keras.optimizers.SGD(0.125, momentum=0.5),
+    )
+    halve = keras.callbacks.LearningRateScheduler(lambda epoch, lr: lr / 2)
+    fit(model, epochs=2, callbacks=[halve])
+    assert float(model.optimizer.learning_rate.numpy()) == 0.125 / 4
+    final = refit(model)
+    assert float(final.optimizer.learning_rate.numpy()) == 0.125
+    assert final.optimizer.momentum == 0.5
+    assert final.rho_optimizer is not model.rho_optimizer
+
+
+def test_compile_settings_go_along_even_without_registration():
+    def own_loss(y, y_pred):
+        return keras.losses.sparse_categorical_crossentropy(y, y_pred)
+
+    model = fitted(
+        make_model(),
+        loss=own_loss,
+        metrics=["accuracy"],
+        num_samples=3,
+        averaging=lambda samples: keras.ops.mean(samples, axis=0),
+    )
+    final = refit(model)
+    assert set(final.history.history) == {"loss", "accuracy"}
+    assert len(final.predict_samples(X, verbose=0)) == 3
+
+
+def test_what_training_does_not_set_is_kept():
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((3,))
+    normalization = keras.layers.Normalization()
+    normalization.adapt(100 + 10 * X)
+    x = keras.layers.Dense(4, trainable=False, name="frozen")(
+        normalization(inputs)
+    )
+    x = kcr.layers.GaussianNoiseScale(relative=True)(x)
+    x = keras.layers.Dense(2, activation="softmax", name="free")(x)
+    model = fitted(kcr.CrossRegModel(inputs, x))
+    final = refit(model)
+    for index in (1, 2):
+        assert_same(
+            values(model.layers[index].weights),
+            values(final.layers[index].weights),
+        )
+    np.testing.assert_array_equal(
+        normalization(X).numpy(), final.layers[1](X).numpy()
+    )
+    assert not final.get_layer("frozen").trainable
+
+
+def test_frozen_rho_can_learn_again():
+    final = refit(fitted(make_model()))
+    final.unfreeze_rho()
+    with pytest.raises(ValueError, match="no regularization set"):
+        final.fit(X, Y, verbose=0)
+
+
+@pytest.mark.parametrize(
+    ("model", "arguments", "match"),
+    [
+        (lambda: keras.Sequential(), {}, "compiled and fitted.*Received"),
+        (lambda: make_model(), {}, "compiled and fitted.*Received: model="),
+        (
+            lambda: fitted(make_model()),
+            dict(reg_split=0.1),
+            "Received: reg_split=0.1$",
+        ),
+        (
+            lambda: fitted(make_model()),
+            dict(merge_epochs=1),
+            "Received: merge_epochs=1$",
+        ),
+        (
+            lambda: fitted(make_model()),
+            dict(reg_data=None),
+            "Received: reg_data=None$",
+        ),
+        (
+            lambda: fitted(Subclassed()),
+            {},
+            r"get_config.*freeze_rho\(\).*Received: model=",
+        ),
+    ],
+)
+def test_errors(model, arguments, match):
+    with pytest.raises(ValueError, match=match):
+        refit(model(), **arguments)
