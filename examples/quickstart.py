@@ -48,6 +48,8 @@ def build(regularized: bool) -> kcr.CrossRegModel:
             name="augmentation",
         )(x)
     x = keras.layers.Flatten()(x)
+    if regularized:
+        x = kcr.layers.GaussianNoiseScale(name="noise_0")(x)
     for i in range(3):
         x = keras.layers.Dense(256, use_bias=False)(x)
         x = keras.layers.BatchNormalization(center=False, scale=False)(x)
@@ -160,7 +162,8 @@ def draw(results: dict[str, Any], y: Any, rho: list[dict[str, Any]]) -> None:
     axes[0].set(xlabel="epoch", ylabel="sigma", title="What is learned")
     axes[0].set_ylim(bottom=0)
     axes[0].legend(frameon=False)
-    for ax, name in zip(axes[1:], ("no regularization", "refitted")):
+    names = "no regularization", "cross-regularized"
+    for ax, name in zip(axes[1:], names, strict=True):
         p = results[name][0]
         confidence, correct = p.max(axis=1), p.argmax(axis=1) == y
         reached, predicted = calibration_curve(

@@ -52,9 +52,7 @@ def untile(x: Any, num_samples: int) -> Any:
     The mask does not depend on the sample.
     """
     shape = ops.shape(x)
-    samples = ops.reshape(
-        x, (num_samples, shape[0] // num_samples, *shape[1:])
-    )
+    samples = ops.reshape(x, (num_samples, shape[0] // num_samples, *shape[1:]))
     mask = get_keras_mask(x)
     if mask is not None:
         set_keras_mask(samples, untile(mask, num_samples)[0])
@@ -140,9 +138,13 @@ def _loss_by_output(
     count = len(tree.flatten(outputs))
     if isinstance(loss, dict):
         if isinstance(outputs, dict):
-            return [loss.get(path[-1]) for path, _ in
-                    tree.flatten_with_path(outputs)]
-        return [loss.get(name) for name in output_names or [None] * count]
+            return [
+                loss.get(path[-1])
+                for path, _ in tree.flatten_with_path(outputs)
+            ]
+        if not output_names:
+            return [None] * count
+        return [loss.get(name) for name in output_names]
     if isinstance(loss, (list, tuple)):
         return list(loss) if len(loss) == count else [None] * count
     return [loss] * count

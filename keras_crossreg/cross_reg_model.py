@@ -28,8 +28,8 @@ from keras_crossreg.rho import stored_value
 from keras_crossreg.rho_summary import print_rho_summary
 
 # Found on three data sets; the grid is in docs/defaults.md.
-DEFAULT_NUM_SAMPLES = 4
-DEFAULT_REG_FREQ = 16
+DEFAULT_NUM_SAMPLES = 8
+DEFAULT_REG_FREQ = 48
 DEFAULT_RHO_LEARNING_RATE = 0.1
 DEFAULTS = dict(
     num_samples=DEFAULT_NUM_SAMPLES,
@@ -103,7 +103,7 @@ class _Sampling(threading.local):
 
 
 @functools.cache
-def _functional_class(cls: type) -> type:
+def _functional_class(cls: Any) -> Any:
     """`cls` and `Functional` in one, with no change to either.
 
     `Sub(inputs, outputs)` on a plain Keras subclass rewrites the bases of
@@ -157,10 +157,9 @@ class CrossRegModel(Trainer, keras.Model):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         if functional_init_arguments(args, kwargs):
+            functional: Any = type(self)
             # Around Keras's own `__setattr__`, which tracks attributes.
-            object.__setattr__(
-                self, "__class__", _functional_class(type(self))
-            )
+            object.__setattr__(self, "__class__", _functional_class(functional))
             Functional.__init__(self, *args, **kwargs)
         else:
             super().__init__(*args, **kwargs)
@@ -208,9 +207,9 @@ class CrossRegModel(Trainer, keras.Model):
             rho_optimizer: String, dict or `keras.optimizers.Optimizer`. Moves
                 rho, and rho alone. Defaults to `Adam(0.1)`.
             num_samples: Integer K, at least 1. Sampled predictions that the
-                regularization pass averages. Defaults to `4`.
+                regularization pass averages. Defaults to `8`.
             reg_freq: Integer r, at least 1. Training steps per rho step.
-                Defaults to `16`.
+                Defaults to `48`.
             reg_warmup: Integer, not negative. Training steps before rho start
                 to learn. Defaults to `0`.
             averaging: The space in which sampled predictions are averaged.
@@ -416,8 +415,9 @@ class CrossRegModel(Trainer, keras.Model):
         """Lets rho learn again."""
         self._rho_frozen = False
 
-    def rho_summary(self, line_length: int | None = None,
-                    print_fn: Any = None) -> None:
+    def rho_summary(
+        self, line_length: int | None = None, print_fn: Any = None
+    ) -> None:
         """Prints what was learned: layer, meaning, start value, value now.
 
         Args:
@@ -425,6 +425,9 @@ class CrossRegModel(Trainer, keras.Model):
             print_fn: Callable that gets each line. Defaults to `print`.
         """
         print_rho_summary(self, line_length=line_length, print_fn=print_fn)
+
+    #: Keras's, compiled.
+    predict_function: Any
 
     def predict_samples(
         self,
@@ -459,7 +462,7 @@ class CrossRegModel(Trainer, keras.Model):
         if num_samples is None:
             num_samples = reg.eval_num_samples
         num_samples = _check_integer("num_samples", num_samples, 1)
-        averaged = self.predict_function
+        averaged: Any = self.predict_function
         self.predict_function = reg.sample_functions.get(num_samples)
         reg.keep_samples = num_samples
         try:

@@ -106,8 +106,8 @@ def _count_shared_rows(train: Any, reg: Any) -> int:
 
 
 def _rows(array: Any) -> np.ndarray:
-    array = np.asarray(array)
-    return array.reshape(len(array), -1)
+    rows: np.ndarray = np.asarray(array)
+    return rows.reshape(len(rows), -1)
 
 
 def _keys(rows: list[np.ndarray]) -> list[bytes]:

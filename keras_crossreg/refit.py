@@ -89,4 +89,3 @@ def _fresh_copy(model: CrossRegModel) -> CrossRegModel:
             new.finalize_state()
     model._compile_copy(copy)
     return copy
-

@@ -50,9 +50,7 @@ def wrap(model: keras.Model) -> CrossRegModel:
         inputs, outputs = graph_structure(model)
         return CrossRegModel(inputs, outputs, name=model.name)
     if type(model) is keras.Sequential and model.built:
-        return CrossRegModel(
-            model.inputs[0], model.outputs[0], name=model.name
-        )
+        return CrossRegModel(model.inputs[0], model.outputs[0], name=model.name)
     return WrappedModel(model, name=model.name)
 
 
@@ -68,7 +66,7 @@ class WrappedModel(CrossRegModel):
         return self.model(inputs, training=training)
 
     def get_config(self) -> dict[str, Any]:
-        config = super().get_config()
+        config: dict[str, Any] = super().get_config()
         config["model"] = keras.saving.serialize_keras_object(self.model)
         return config
 

@@ -73,7 +73,7 @@ def fit(model, **kwargs):
         x=x,
         y=y,
         batch_size=8,
-        reg_data=make_data(8, seed=1),
+        reg_data=make_data(12, seed=1),
         shuffle=False,
         verbose=0,
     )

@@ -188,15 +188,18 @@ def test_several_outputs_train():
     model.compile(
         "adam", {"a": LOGITS, "b": "mse"}, reg_freq=1, metrics={"b": ["mae"]}
     )
-    x, y = make_data()
-    data = x, {"a": y, "b": y}
-    history = model.fit(*data, reg_data=data, verbose=0).history
+    data, reg_data = (
+        (x, {"a": y, "b": y}) for x, y in (make_data(), make_data(seed=1))
+    )
+    history = model.fit(*data, reg_data=reg_data, verbose=0).history
     assert {"reg_a_loss", "reg_b_loss"}.isdisjoint(history)
     assert "reg_b_mae" in history
     assert int(model.rho_optimizer.iterations) == 1
 
 
-@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "float64"])
+@pytest.mark.parametrize(
+    "policy", ["mixed_float16", "mixed_bfloat16", "float64"]
+)
 def test_dtype_policies(policy):
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(policy)
@@ -208,7 +211,9 @@ def test_dtype_policies(policy):
         "adam", LOGITS, reg_freq=1, run_eagerly=True, rho_optimizer="adam"
     )
     x, y = make_data()
-    history = model.fit(x, y, batch_size=12, reg_data=(x, y), verbose=0)
+    history = model.fit(
+        x, y, batch_size=12, reg_data=make_data(seed=1), verbose=0
+    )
     assert np.isfinite(history.history["reg_loss"]).all()
     (rho,) = model.rho_variables
     assert keras.backend.standardize_dtype(rho.dtype) == "float32"

@@ -13,7 +13,7 @@ from helpers import values
 import keras_crossreg as kcr
 
 X, Y = make_data()
-REG_X, REG_Y = make_data(8, seed=1)
+REG_X, REG_Y = make_data(12, seed=1)
 
 
 def dataset():
@@ -57,7 +57,7 @@ FIT_ERRORS = {
         dict(reg_data=({"features": REG_X}, REG_Y)),
         "Expected x like .*Received: x={'features'",
     ),
-    "rows of y": (dict(reg_data=(REG_X, REG_Y[:-1])), "sizes: 8.*sizes: 7"),
+    "rows of y": (dict(reg_data=(REG_X, REG_Y[:-1])), "sizes: 12.*sizes: 11"),
     "dataset of another shape": (
         dict(reg_data=dataset().map(lambda x, y: (x[:, :2], y))),
         r"Expected x like \(3,\).*Received: x=\(2,\)",

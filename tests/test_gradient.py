@@ -34,6 +34,7 @@ def test_gradient_of_the_sampled_average_is_the_closed_form(num_samples):
     x = rng.normal(size=(ROWS, 3)).astype("float32")
     residual = 0.3 * rng.normal(size=(ROWS, 1)).astype("float32")
     y = x @ W - residual
+    train = np.zeros((1, 3)), np.zeros((1, 1))
     model = linear_model()
     model.compile(
         optimizer=keras.optimizers.SGD(0.0),
@@ -44,7 +45,7 @@ def test_gradient_of_the_sampled_average_is_the_closed_form(num_samples):
     )
     (rho,) = model.rho_variables
     before = float(rho.numpy())
-    history = model.fit(x, y, batch_size=ROWS, reg_data=(x, y), verbose=0)
+    history = model.fit(*train, reg_data=(x, y), reg_batch_size=ROWS, verbose=0)
     gradient = before - float(rho.numpy())
 
     v = SIGMA**2 * float((W**2).sum()) / num_samples
@@ -90,7 +91,8 @@ def test_rho_step_sees_the_new_theta():
         reg_freq=1,
     )
     train = np.array([[1.0]]), np.array([[2.0]])
-    reg = np.array([[3.0]]), np.array([[-1.0]])
+    # Ten times the same.
+    reg = np.full((10, 1), 3.0), np.full((10, 1), -1.0)
     w, s = 0.5, 0.0
     for _ in range(2):
         model.fit(*train, reg_data=reg, verbose=0)
@@ -126,5 +128,7 @@ def test_no_gradient_outside_the_sampling_pass(training):
     (rho,) = model.rho_variables
     with tf.GradientTape() as tape:
         tape.watch(rho.value)
-        loss = tf.reduce_sum(model(np.ones((4, 3), "float32"), training=training))
+        loss = tf.reduce_sum(
+            model(np.ones((4, 3), "float32"), training=training)
+        )
     assert tape.gradient(loss, rho.value) is None

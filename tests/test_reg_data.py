@@ -66,9 +66,7 @@ def test_forms_of_reg_data(form):
     model = compile_model(make_model(), run_eagerly=True)
     x, y = make_data()
     reg_data = FORMS[form](make_data(seed=1))
-    model.fit(
-        x, y, reg_data=reg_data, batch_size=6, shuffle=False, verbose=0
-    )
+    model.fit(x, y, reg_data=reg_data, batch_size=6, shuffle=False, verbose=0)
     # More steps than the set has batches.
     assert int(model.rho_optimizer.iterations) == 4
 
@@ -85,7 +83,7 @@ def test_forms_of_training_data(form, subclassed):
     steps = {"generator": 3, "dataset of unknown shapes": 1}.get(form)
     model.fit(
         data,
-        reg_data=make_data(8, seed=1),
+        reg_data=make_data(12, seed=1),
         steps_per_epoch=steps,
         shuffle=False,
         verbose=0,
@@ -98,7 +96,8 @@ def test_pandas():
     pd = pytest.importorskip("pandas")
     model = compile_model(Subclassed(), run_eagerly=True)
     x, y = map(pd.DataFrame, make_data())
-    model.fit(x, y, reg_data=(x, y), verbose=0)
+    reg_x, reg_y = map(pd.DataFrame, make_data(12, seed=1))
+    model.fit(x, y, reg_data=(reg_x, reg_y), verbose=0)
     assert int(model.rho_optimizer.iterations) == 1
 
 
@@ -108,13 +107,13 @@ def test_no_batch_of_a_generator_is_lost():
     def batches():
         for i in range(3):
             seen.append(i)
-            yield make_data(8, seed=i)
+            yield make_data(12, seed=i)
 
     model = compile_model(make_model(), run_eagerly=True)
     model.fit(
         batches(),
         steps_per_epoch=3,
-        reg_data=make_data(8, seed=9),
+        reg_data=make_data(12, seed=9),
         shuffle=False,
         verbose=0,
     )
@@ -125,7 +124,7 @@ def test_no_batch_of_a_generator_is_lost():
 def test_a_generator_that_ends_says_so():
     model = compile_model(make_model(), run_eagerly=True)
     x, y = make_data()
-    reg_data = (make_data(8, seed=i) for i in range(2))
+    reg_data = (make_data(12, seed=i) for i in range(2))
     with pytest.raises(ValueError, match="ran out of batches"):
         model.fit(x, y, batch_size=8, reg_data=reg_data, verbose=0)
 
@@ -136,6 +135,6 @@ def test_strings():
     x = keras.layers.Flatten()(keras.layers.Embedding(4, 3)(lookup(inputs)))
     outputs = keras.layers.Dense(1)(kcr.layers.GaussianNoiseScale()(x))
     model = compile_model(kcr.CrossRegModel(inputs, outputs), loss="mse")
-    x, y = tf.constant([["a"], ["b"]]), tf.constant([[0.0], [1.0]])
-    model.fit(x, y, reg_data=(x, y), verbose=0)
+    x, y = tf.constant([["a"], ["b"]] * 5), tf.constant([[0.0], [1.0]] * 5)
+    model.fit(x, y, reg_data=(x, 1 - y), verbose=0)
     assert int(model.rho_optimizer.iterations) == 1

@@ -16,7 +16,7 @@ import keras_crossreg as kcr
 
 
 def other_data():
-    x, y = make_data(8, seed=5)
+    x, y = make_data(12, seed=5)
     return 2 * x, 1 - y
 
 
@@ -24,7 +24,7 @@ def statistics(model):
     return [v for v in model.weights if "moving" in v.path]
 
 
-@pytest.mark.parametrize("reg_data", [make_data(8, seed=1), other_data()])
+@pytest.mark.parametrize("reg_data", [make_data(12, seed=1), other_data()])
 def test_theta_does_not_move_on_reg_data(reg_data):
     model = compile_model(make_model(), optimizer=keras.optimizers.SGD(0.0))
     theta, rho = values(model.theta_variables), values(model.rho_variables)
@@ -44,13 +44,15 @@ def test_rho_does_not_move_on_training_data():
 @pytest.mark.parametrize("subclassed", [False, True])
 def test_nothing_but_rho_depends_on_what_reg_data_hold(subclassed):
     results = []
-    for reg_data in (make_data(8, seed=1), other_data()):
+    for reg_data in (make_data(12, seed=1), other_data()):
         keras.utils.set_random_seed(0)
         model = Subclassed() if subclassed else make_model()
         compile_model(model, rho_optimizer=keras.optimizers.SGD(0.0))
         history = fit(model, reg_data=reg_data, epochs=2).history
         assert statistics(model)
-        results.append((history["loss"], history["reg_loss"], values(model.weights)))
+        results.append(
+            (history["loss"], history["reg_loss"], values(model.weights))
+        )
     assert results[0][0] == results[1][0]
     assert results[0][1] != results[1][1]
     assert_same(results[0][2], results[1][2])
@@ -60,7 +62,8 @@ def test_statistics_do_not_move_in_a_rho_step():
     # A momentum of 0 would make them those of the last batch.
     model = make_model()
     norm = next(
-        la for la in model.layers
+        la
+        for la in model.layers
         if isinstance(la, keras.layers.BatchNormalization)
     )
     norm.momentum = 0.0
@@ -89,9 +92,7 @@ def test_dropout_is_off_in_a_prediction():
     x = kcr.layers.GaussianNoiseScale(0.0)(x)
     model = kcr.CrossRegModel(inputs, x)
     data, _ = make_data()
-    np.testing.assert_allclose(
-        model.predict(data, verbose=0), data, atol=1e-6
-    )
+    np.testing.assert_allclose(model.predict(data, verbose=0), data, atol=1e-6)
 
 
 def test_an_average_of_theta_stays_with_theta():

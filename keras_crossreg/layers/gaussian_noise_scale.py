@@ -88,8 +88,7 @@ class GaussianNoiseScale(RhoLayer):
             "scale",
             start=self.initial_scale,
             shape=self._rho_shape(input_shape),
-            meaning="noise sigma"
-            + (" / input std" if self.relative else ""),
+            meaning="noise sigma" + (" / input std" if self.relative else ""),
         )
 
     def _rho_shape(self, input_shape: Any) -> tuple[int, ...]:
@@ -104,9 +103,7 @@ class GaussianNoiseScale(RhoLayer):
                 f"axis. Received: axis={self.axis}, input_shape={input_shape}"
             )
         own = {a % rank for a in axes}
-        return tuple(
-            input_shape[a] if a in own else 1 for a in range(1, rank)
-        )
+        return tuple(input_shape[a] if a in own else 1 for a in range(1, rank))
 
     @property
     def scale(self) -> Any:
@@ -129,7 +126,7 @@ class GaussianNoiseScale(RhoLayer):
         return inputs + sigma * eps
 
     def get_config(self) -> dict[str, Any]:
-        config = super().get_config()
+        config: dict[str, Any] = super().get_config()
         config.update(
             {
                 "initial_scale": self.initial_scale,

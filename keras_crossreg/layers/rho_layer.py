@@ -106,7 +106,8 @@ class RhoLayer(keras.layers.Layer):
         the training batch, which would drive every noise to zero, whatever
         model or training loop the layer is in.
         """
-        value = rho_info(rho).parametrization.to_human(ops.convert_to_tensor(rho))
+        to_human = rho_info(rho).parametrization.to_human
+        value = to_human(ops.convert_to_tensor(rho))
         return value if sampling else ops.stop_gradient(value)
 
     # Keras saves no state of random generators; a model that is loaded must

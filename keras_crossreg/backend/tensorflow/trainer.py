@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
 
 import keras
 import tensorflow as tf
@@ -179,8 +178,10 @@ class TensorFlowTrainer:
             reg_data, reg_split, reg_batch_size, merge_epochs, epochs
         )
         data = (x, y, sample_weight)
-        if validation_data is None and validation_split and (
-            reg_split or merge_epochs
+        if (
+            validation_data is None
+            and validation_split
+            and (reg_split or merge_epochs)
         ):
             data, validation_data = data_lib.split(
                 data, "validation_split", validation_split
@@ -188,11 +189,6 @@ class TensorFlowTrainer:
             validation_split = 0.0
         if reg_split:
             data, reg_data = data_lib.split(data, "reg_split", reg_split)
-        if self.compiled:
-            data = self._prepare(data, reg_data, reg_batch_size or batch_size)
-            learning = self._learning_rho()
-            if learning and reg_data is not None:
-                warn_of_reg_data(data, reg_data, validation_data, learning)
 
         def keras_fit(data, callbacks, initial_epoch, epochs):
             return super(TensorFlowTrainer, self).fit(
@@ -214,22 +210,25 @@ class TensorFlowTrainer:
                 validation_freq=validation_freq,
             )
 
-        if not merge_epochs:
-            try:
-                return keras_fit(data, callbacks, initial_epoch, epochs)
-            finally:
-                self._finish()
-
-        merged = merge(data, reg_data)
-        callbacks = OneRun(
-            callbacks,
-            self,
-            verbose=verbose,
-            epochs=epochs,
-            steps=steps_per_epoch or num_batches(data, batch_size),
-        )
-        switch = epochs - merge_epochs
         try:
+            if self.compiled:
+                size = reg_batch_size or batch_size
+                data = self._prepare(data, reg_data, size)
+                learning = self._learning_rho()
+                if learning and reg_data is not None:
+                    warn_of_reg_data(data, reg_data, validation_data, learning)
+            if not merge_epochs:
+                return keras_fit(data, callbacks, initial_epoch, epochs)
+
+            merged = merge(data, reg_data)
+            callbacks = OneRun(
+                callbacks,
+                self,
+                verbose=verbose,
+                epochs=epochs,
+                steps=steps_per_epoch or num_batches(data, batch_size),
+            )
+            switch = epochs - merge_epochs
             history = keras_fit(data, callbacks, initial_epoch, switch)
             if not self.stop_training:
                 self._finish()
