@@ -3,7 +3,7 @@
 A dense network on few examples overfits, and is too sure of itself. Trains it
 
 1. without regularization, on all the examples;
-2. cross-regularized: noise and augmentation are learned on 100 of them;
+2. cross-regularized: noise and augmentation are learned on 80 of them;
 3. refitted: anew on all of them, with what the second run learned.
 
 Prints a table and writes `quickstart.png` into the current folder.
@@ -11,14 +11,15 @@ Prints a table and writes `quickstart.png` into the current folder.
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Any
 
+# Before TensorFlow, which is talkative.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("MPLBACKEND", "agg")
+
 import keras
-import matplotlib
-
-matplotlib.use("Agg")
-
 import matplotlib.pyplot as plt
 import numpy as np
 import rich
@@ -100,32 +101,32 @@ def main() -> None:
     x, y = load_digits(return_X_y=True)
     x = x.reshape(-1, 8, 8, 1).astype("float32") / 16.0
     x, x_test, y, y_test = train_test_split(
-        x, y, train_size=400, stratify=y, random_state=SEED
+        x, y, train_size=500, stratify=y, random_state=SEED
     )
-    x_train, y_train, x_reg, y_reg = x[:300], y[:300], x[300:], y[300:]
+    x_train, y_train, x_reg, y_reg = x[:420], y[:420], x[420:], y[420:]
     fit: dict[str, Any] = dict(epochs=EPOCHS, batch_size=32, verbose=0)
 
     results = {}
 
     def measure(name: str, model: keras.Model, begin: float) -> None:
         seconds = time.perf_counter() - begin
-        p = model.predict(x_test, batch_size=512, verbose=0)
+        p = model.predict(x_test, batch_size=len(x_test), verbose=0)
         results[name] = (p, seconds, noise(model.get_rho()))
 
     begin = time.perf_counter()
     baseline = build(regularized=False)
-    bar = Progress("Without regularization, on all 400 examples")
+    bar = Progress("Without regularization, on all 500 examples")
     baseline.fit(x, y, callbacks=[bar], **fit)
     measure("no regularization", baseline, begin)
 
     begin = time.perf_counter()
     model = build(regularized=True)
-    bar = learning = Progress("Cross-regularized, 300 + 100 examples")
+    bar = learning = Progress("Cross-regularized, 420 + 80 examples")
     model.fit(x_train, y_train, reg_data=(x_reg, y_reg), callbacks=[bar], **fit)
     measure("cross-regularized", model, begin)
 
     begin = time.perf_counter()
-    bar = Progress("Refitted on all 400 examples, with what was learned")
+    bar = Progress("Refitted on all 500 examples, with what was learned")
     final = kcr.refit(model, x, y, callbacks=[bar], **fit)
     measure("refitted", final, begin)
 
@@ -156,28 +157,37 @@ def table(results: dict[str, Any], y: Any) -> rich.table.Table:
 def draw(results: dict[str, Any], y: Any, rho: list[dict[str, Any]]) -> None:
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.6), layout="constrained")
     epochs = np.arange(1, len(rho) + 1)
-    for name in noise(rho[0]):
+    names = list(noise(rho[0]))
+    colors = plt.colormaps["viridis"](np.linspace(0, 0.85, len(names)))
+    for name, color in zip(names, colors, strict=True):
         values = [noise(values)[name] for values in rho]
-        axes[0].plot(epochs, values, label=name.replace("_", " "))
+        label = name.replace("_", " ")
+        axes[0].plot(epochs, values, color=color, label=label)
     axes[0].set(xlabel="epoch", ylabel="sigma", title="What is learned")
     axes[0].set_ylim(bottom=0)
     axes[0].legend(frameon=False)
-    names = "no regularization", "cross-regularized"
-    for ax, name in zip(axes[1:], names, strict=True):
+    runs = "no regularization", "cross-regularized"
+    for ax, name in zip(axes[1:], runs, strict=True):
         p = results[name][0]
         confidence, correct = p.max(axis=1), p.argmax(axis=1) == y
-        reached, predicted = calibration_curve(
-            correct, confidence, n_bins=8, strategy="quantile"
-        )
-        ax.plot([0, 1], [0, 1], color="0.7", linewidth=1)
-        ax.plot(predicted, reached, marker="o")
+        reached, predicted = calibration_curve(correct, confidence, n_bins=8)
+        count = np.histogram(confidence, bins=8, range=(0, 1))[0]
+        ax.plot([0, 1], [0, 1], color="0.7", linewidth=1, zorder=0)
+        ax.plot(predicted, reached, color="C0", linewidth=1)
+        ax.scatter(predicted, reached, s=4 * np.sqrt(count[count > 0]) + 10)
+        for x, top, number in zip(
+            predicted, reached, count[count > 0], strict=True
+        ):
+            ax.annotate(
+                str(number), (x, top), (8, -4), textcoords="offset points"
+            )
         error = expected_calibration_error(y, p)
         ax.set(
-            xlabel="confidence",
+            xlabel="confidence (number of images)",
             ylabel="accuracy",
             title=f"{name}, ECE {error:.3f}",
-            xlim=(0.4, 1.02),
-            ylim=(0.4, 1.02),
+            xlim=(0.2, 1.12),
+            ylim=(-0.05, 1.05),
         )
     figure.savefig("quickstart.png", dpi=150)
 

@@ -155,6 +155,11 @@ class CrossRegModel(Trainer, keras.Model):
       Validation Gradients](https://arxiv.org/abs/2506.19755).
     """
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        # `keras.Model` drops the arguments here, so that the `get_config` of
+        # a subclass without its own returns the defaults instead of them.
+        return keras.layers.Layer.__new__(cls, *args, **kwargs)
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         if functional_init_arguments(args, kwargs):
             functional: Any = type(self)

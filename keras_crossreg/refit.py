@@ -72,6 +72,13 @@ def _fresh_copy(model: CrossRegModel) -> CrossRegModel:
         copy: CrossRegModel = type(model).from_config(model.get_config())
         if not copy.built:
             copy.build_from_config(model.get_build_config())
+        shapes, copied = (
+            [tuple(v.shape) for v in m.weights] for m in (model, copy)
+        )
+        if shapes != copied:
+            raise ValueError(
+                f"Its config gives weights of shapes {copied} for {shapes}."
+            )
     except (NotImplementedError, TypeError, ValueError) as error:
         raise ValueError(
             "The model cannot be copied. Give its class a `get_config()` that "

@@ -214,7 +214,8 @@ def seen_in_rho_steps(reg_data, **fit_arguments):
             return inputs * self.rho_value(self.rho, sampling)
 
     inputs = keras.Input((1,))
-    model = kcr.CrossRegModel(inputs, Spy()(inputs))
+    outputs = keras.layers.Dense(1)(Spy()(inputs))
+    model = kcr.CrossRegModel(inputs, outputs)
     compile_model(model, loss="mse", run_eagerly=True)
     x = np.zeros((16, 1))
     model.fit(x, x, reg_data=reg_data, verbose=0, **fit_arguments)

@@ -171,6 +171,15 @@ def test_several_inputs_as_a_dict():
     model = kcr.CrossRegModel(inputs, keras.layers.Dense(1)(x))
     compile_model(model, loss="mse")
     rng = np.random.default_rng(0)
-    data = {"a": rng.normal(size=(8, 3)), "b": rng.normal(size=(8, 2))}
-    fit(model, x=data, y=np.ones(8), reg_data=(data, np.ones(8)))
+    data, reg = (
+        {"a": rng.normal(size=(n, 3)), "b": rng.normal(size=(n, 2))}
+        for n in (8, 12)
+    )
+    fit(model, x=data, y=np.ones(8), reg_data=(reg, np.ones(12)))
     assert int(model.rho_optimizer.iterations) == 1
+
+
+def test_a_subclass_without_get_config_keeps_its_arguments():
+    # Of a `keras.Model`, Keras 3.15 would return the defaults.
+    assert Subclassed(units=7).get_config()["units"] == 7
+    assert Subclassed(6).get_config()["units"] == 6

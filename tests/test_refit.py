@@ -28,11 +28,26 @@ def refit(model, **arguments):
     return kcr.refit(model, X, Y, batch_size=8, verbose=0, **arguments)
 
 
-@pytest.mark.parametrize("kind", ["functional", "subclassed", "wrapped"])
+class Uncopyable(Subclassed):
+    """Keras cannot tell what its constructor was given."""
+
+    def __init__(self, *units):
+        super().__init__(units[0])
+
+
+class Forgetful(Subclassed):
+    def get_config(self):
+        return {}
+
+
+@pytest.mark.parametrize(
+    "kind", ["functional", "subclassed", "configured", "wrapped"]
+)
 def test_fresh_weights_and_the_learned_rho(kind):
     model = {
         "functional": make_model,
-        "subclassed": lambda: Configured(units=5),
+        "subclassed": lambda: Subclassed(5),
+        "configured": lambda: Configured(units=5),
         "wrapped": lambda: kcr.wrap(keras.Sequential(make_model().layers[1:])),
     }[kind]()
     fitted(model)
@@ -143,7 +158,7 @@ def test_frozen_rho_can_learn_again():
             "Received: reg_data=None$",
         ),
         (
-            lambda: fitted(Subclassed()),
+            lambda: fitted(Uncopyable(5)),
             {},
             r"get_config.*freeze_rho\(\).*Received: model=",
         ),
@@ -152,3 +167,8 @@ def test_frozen_rho_can_learn_again():
 def test_errors(model, arguments, match):
     with pytest.raises(ValueError, match=match):
         refit(model(), **arguments)
+
+
+def test_a_config_that_gives_another_model_is_refused():
+    with pytest.raises(ValueError, match="cannot be copied"):
+        refit(fitted(Forgetful(5)))

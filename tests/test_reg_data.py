@@ -107,7 +107,7 @@ def test_no_batch_of_a_generator_is_lost():
     def batches():
         for i in range(3):
             seen.append(i)
-            yield make_data(12, seed=i)
+            yield make_data(8, seed=2 + i)
 
     model = compile_model(make_model(), run_eagerly=True)
     model.fit(
