@@ -73,7 +73,7 @@ class Regularization:
         self.stream: Any = None
         self.rho_function: Any = None
         self.checked: Any = None
-        self.steps = 0
+        self.steps: int | None = None
 
         # `predict_samples`: how many, and a predict function for each number.
         self.keep_samples = 0

@@ -40,7 +40,7 @@ def warn_of_reg_data(
             "`reg_data` is also the `validation_data`. Training consumes the "
             "regularization set, so that validation scores on it are too "
             "good: hold out another set.",
-            stacklevel=4,
+            stacklevel=3,
         )
     reg = keras.utils.unpack_x_y_sample_weight(reg_data)
     if not can_convert_arrays(reg):
@@ -52,7 +52,7 @@ def warn_of_reg_data(
             f"{numbers} rho learn from {size} regularization examples. Rho "
             "overfit them too: give `reg_data` ten examples or more for each, "
             "or share rho between units (`axis=None`).",
-            stacklevel=4,
+            stacklevel=3,
         )
     if can_convert_arrays(data):
         shared = _count_shared_rows(data[:2], reg[:2])
@@ -62,8 +62,19 @@ def warn_of_reg_data(
                 "the training examples. Theta memorizes those, and rho sees "
                 "less need for regularization than there is: hold "
                 "`reg_data` out of the training data.",
-                stacklevel=4,
+                stacklevel=3,
             )
+
+
+def warn_of_no_rho_step(steps: int, reg_freq: int, reg_warmup: int) -> None:
+    """Warns where training ended before the first step of rho."""
+    warnings.warn(
+        f"Rho have not learned yet: the first rho step comes after "
+        f"{reg_warmup + reg_freq} training steps, and there were {steps}. "
+        "Train longer, or give `compile` a smaller `reg_freq`. "
+        f"Received: reg_freq={reg_freq}, reg_warmup={reg_warmup}",
+        stacklevel=3,
+    )
 
 
 def _is_same(reg_data: Any, validation_data: Any) -> bool:

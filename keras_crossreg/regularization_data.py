@@ -103,8 +103,8 @@ def peek(x: Any, y: Any, sample_weight: Any) -> tuple[Any, Any]:
         arrays or of their specifications, or `None` if there is none; and `x`
         to use from now on, since a generator can be read only once.
     """
-    adapter = get_data_adapter(x, y, sample_weight, batch_size=1)
     if can_convert_arrays((x, y, sample_weight)):
+        adapter = get_data_adapter(x, y, sample_weight, batch_size=1)
         return next(iter(adapter.get_numpy_iterator()), None), x
     if _is_known(getattr(x, "element_spec", None)):
         # To read a `tf.data.Dataset` is to move on its random state.
@@ -116,6 +116,8 @@ def peek(x: Any, y: Any, sample_weight: Any) -> tuple[Any, Any]:
         if first is None:
             return None, x
         return first, (b for b in itertools.chain([first], x))
+    # Keras refuses here what it does not know.
+    get_data_adapter(x, y, sample_weight)
     return next(iter(x), None), x
 
 

@@ -127,7 +127,7 @@ FIT_ERRORS = {
 @pytest.mark.parametrize("case", FIT_ERRORS)
 def test_fit_refuses(case):
     arguments, match = FIT_ERRORS[case]
-    model = compile_model(make_model(), run_eagerly=True)
+    model = compile_model(make_model())
     check(model, "(?s)" + match, **arguments)
 
 

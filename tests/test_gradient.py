@@ -89,6 +89,7 @@ def test_rho_step_sees_the_new_theta():
         loss="mse",
         rho_optimizer=keras.optimizers.SGD(0.05),
         reg_freq=1,
+        run_eagerly=True,
     )
     train = np.array([[1.0]]), np.array([[2.0]])
     # Ten times the same.
@@ -113,6 +114,7 @@ def test_sample_weights_of_reg_data_weigh_its_loss():
             loss="mse",
             rho_optimizer=keras.optimizers.SGD(0.1),
             reg_freq=1,
+            run_eagerly=True,
         )
         before = model.rho_variables[0].numpy()
         weights = np.full(8, factor, "float32")

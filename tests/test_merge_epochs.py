@@ -144,7 +144,7 @@ def test_a_run_that_stops_early_has_no_merged_epochs():
             self.model.stop_training = epoch == 1
 
     log = Log()
-    model = compile_model(make_model(), run_eagerly=True)
+    model = compile_model(make_model())
     fit(model, epochs=5, merge_epochs=2, callbacks=[Stop(), log])
     assert log.events == ["begin", 0, 1, "end"]
 
@@ -170,7 +170,7 @@ def test_early_stopping_over_both_parts():
 
 
 def test_reg_split_and_validation_split():
-    model = compile_model(make_model(), run_eagerly=True)
+    model = compile_model(make_model())
     history = fit(
         model,
         reg_data=None,
@@ -187,7 +187,7 @@ def test_reg_split_and_validation_split():
 
 def test_initial_epoch():
     log = Log()
-    model = compile_model(make_model(), run_eagerly=True)
+    model = compile_model(make_model())
     fit(model, epochs=4, initial_epoch=1, merge_epochs=2, callbacks=[log])
     assert log.events == ["begin", 1, 2, 3, "end"]
     fit(model, epochs=4, initial_epoch=3, merge_epochs=2, callbacks=[log])

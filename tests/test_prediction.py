@@ -24,7 +24,7 @@ def test_evaluate_is_the_score_of_predict():
 
 
 def test_predictions_repeat():
-    model = compile_model(make_model(), run_eagerly=True)
+    model = compile_model(make_model())
     first = model.predict(X, verbose=0)
     model.evaluate(X, Y, verbose=0)
     model.predict_samples(X, 3, verbose=0)
@@ -32,7 +32,7 @@ def test_predictions_repeat():
 
 
 def test_predictions_are_noisy_averages():
-    model = compile_model(make_model(), num_samples=4, run_eagerly=True)
+    model = compile_model(make_model(), num_samples=4)
     exact = keras.ops.convert_to_numpy(model(X, training=False))
     assert np.abs(model.predict(X, verbose=0) - exact).max() > 1e-3
 
@@ -40,14 +40,14 @@ def test_predictions_are_noisy_averages():
 def test_validation_does_not_change_training():
     results = []
     for validation_data in (None, (X, Y)):
-        model = compile_model(make_model(dropout=0.5))
+        model = compile_model(make_model(dropout=0.5), run_eagerly=False)
         fit(model, epochs=2, validation_data=validation_data)
         results.append(values(model.weights))
     assert_same(*results)
 
 
 def test_samples():
-    model = compile_model(make_model(), eval_num_samples=6)
+    model = compile_model(make_model(), eval_num_samples=6, run_eagerly=False)
     samples = model.predict_samples(X, verbose=0)
     assert samples.shape == (6, 20, 2)
     assert all((samples[0] != s).any() for s in samples[1:])
@@ -65,7 +65,7 @@ def test_samples_refuse_no_samples():
 
 
 def test_eval_num_samples_defaults_to_num_samples():
-    model = compile_model(make_model(), num_samples=3, run_eagerly=True)
+    model = compile_model(make_model(), num_samples=3)
     assert len(model.predict_samples(X, verbose=0)) == 3
 
 

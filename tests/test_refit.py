@@ -19,7 +19,7 @@ X, Y = make_data(32)
 
 
 def fitted(model, **arguments):
-    compile_model(model, run_eagerly=True, **arguments)
+    compile_model(model, **arguments)
     fit(model)
     return model
 

@@ -5,9 +5,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers import Subclassed
+from helpers import assert_same
 from helpers import compile_model
 from helpers import make_data
 from helpers import make_model
+from helpers import values
 
 import keras_crossreg as kcr
 
@@ -63,7 +65,7 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS)
 def test_forms_of_reg_data(form):
-    model = compile_model(make_model(), run_eagerly=True)
+    model = compile_model(make_model())
     x, y = make_data()
     reg_data = FORMS[form](make_data(seed=1))
     model.fit(x, y, reg_data=reg_data, batch_size=6, shuffle=False, verbose=0)
@@ -77,7 +79,7 @@ def test_forms_of_reg_data(form):
 @pytest.mark.parametrize("subclassed", [False, True])
 def test_forms_of_training_data(form, subclassed):
     model = Subclassed() if subclassed else make_model()
-    compile_model(model, run_eagerly=True)
+    compile_model(model)
     data = FORMS[form](make_data())
     # Of unknown length, Keras would warn at the end of the first epoch.
     steps = {"generator": 3, "dataset of unknown shapes": 1}.get(form)
@@ -94,7 +96,7 @@ def test_forms_of_training_data(form, subclassed):
 
 def test_pandas():
     pd = pytest.importorskip("pandas")
-    model = compile_model(Subclassed(), run_eagerly=True)
+    model = compile_model(Subclassed())
     x, y = map(pd.DataFrame, make_data())
     reg_x, reg_y = map(pd.DataFrame, make_data(12, seed=1))
     model.fit(x, y, reg_data=(reg_x, reg_y), verbose=0)
@@ -102,27 +104,23 @@ def test_pandas():
 
 
 def test_no_batch_of_a_generator_is_lost():
-    seen = []
-
-    def batches():
-        for i in range(3):
-            seen.append(i)
-            yield make_data(8, seed=2 + i)
-
-    model = compile_model(make_model(), run_eagerly=True)
-    model.fit(
-        batches(),
-        steps_per_epoch=3,
-        reg_data=make_data(12, seed=9),
-        shuffle=False,
-        verbose=0,
-    )
-    assert seen == [0, 1, 2]
-    assert int(model.optimizer.iterations) == 3
+    results = []
+    for form in ("arrays", "generator"):
+        model = compile_model(make_model())
+        data = FORMS[form](make_data())
+        arguments = dict(x=data, steps_per_epoch=3)
+        if form == "arrays":
+            arguments = dict(x=data[0], y=data[1], batch_size=8)
+        # The regularization batches are shuffled, so rho have to stand still.
+        model.rho_optimizer.learning_rate = 0.0
+        reg_data = make_data(12, seed=1)
+        model.fit(**arguments, reg_data=reg_data, shuffle=False, verbose=0)
+        results.append(values(model.weights))
+    assert_same(*results)
 
 
 def test_a_generator_that_ends_says_so():
-    model = compile_model(make_model(), run_eagerly=True)
+    model = compile_model(make_model())
     x, y = make_data()
     reg_data = (make_data(12, seed=i) for i in range(2))
     with pytest.raises(ValueError, match="ran out of batches"):
@@ -138,3 +136,30 @@ def test_strings():
     x, y = tf.constant([["a"], ["b"]] * 5), tf.constant([[0.0], [1.0]] * 5)
     model.fit(x, y, reg_data=(x, 1 - y), verbose=0)
     assert int(model.rho_optimizer.iterations) == 1
+
+
+def test_a_dataset_is_read_once_an_epoch():
+    # To look at it before would move on the random state of its shuffling.
+    starts = []
+
+    def batches():
+        starts.append(1)
+        yield make_data()
+
+    signature = (
+        tf.TensorSpec((None, 3), "float32"),
+        tf.TensorSpec((None,), "int32"),
+    )
+    dataset = tf.data.Dataset.from_generator(
+        batches, output_signature=signature
+    )
+    dataset = dataset.apply(tf.data.experimental.assert_cardinality(1))
+    model = compile_model(Subclassed())
+    model.fit(
+        dataset,
+        reg_data=make_data(12, seed=1),
+        epochs=2,
+        shuffle=False,
+        verbose=0,
+    )
+    assert len(starts) == 2

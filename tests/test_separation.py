@@ -47,7 +47,11 @@ def test_nothing_but_rho_depends_on_what_reg_data_hold(subclassed):
     for reg_data in (make_data(12, seed=1), other_data()):
         keras.utils.set_random_seed(0)
         model = Subclassed() if subclassed else make_model()
-        compile_model(model, rho_optimizer=keras.optimizers.SGD(0.0))
+        compile_model(
+            model,
+            rho_optimizer=keras.optimizers.SGD(0.0),
+            run_eagerly=False,
+        )
         history = fit(model, reg_data=reg_data, epochs=2).history
         assert statistics(model)
         results.append(

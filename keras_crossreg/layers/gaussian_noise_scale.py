@@ -115,11 +115,14 @@ class GaussianNoiseScale(RhoLayer):
     ) -> Any:
         if not (training or sampling):
             return inputs
-        sigma = ops.cast(self.rho_value(self.rho, sampling), inputs.dtype)
+        sigma = self.rho_value(self.rho, sampling)
         if self.relative:
             axes = tuple(range(1, len(inputs.shape)))
-            deviation = ops.std(inputs, axis=axes, keepdims=True)
+            # The squares of large inputs are beyond sixteen bits.
+            wide = ops.cast(inputs, "float32")
+            deviation = ops.std(wide, axis=axes, keepdims=True)
             sigma = sigma * ops.stop_gradient(deviation)
+        sigma = ops.cast(sigma, inputs.dtype)
         eps = random.normal(
             ops.shape(inputs), seed=self.seed_generator, dtype=inputs.dtype
         )

@@ -46,7 +46,7 @@ class RhoLayer(keras.layers.Layer):
     ...         noise = keras.random.uniform(
     ...             ops.shape(inputs), -1.0, 1.0, seed=self.seed_generator
     ...         )
-    ...         return inputs + ops.cast(width, inputs.dtype) * noise
+    ...         return inputs + ops.cast(width * noise, inputs.dtype)
     """
 
     #: Whether a sampling pass through the layer draws noise.

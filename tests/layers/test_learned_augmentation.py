@@ -14,6 +14,9 @@ from keras_crossreg.layers.learned_augmentation import affine_matrix
 from keras_crossreg.layers.learned_augmentation import affine_warp
 from keras_crossreg.rho import assign_human_value
 
+# These learn from the training data itself, to have a known answer.
+pytestmark = pytest.mark.filterwarnings("ignore:.* regularization examples")
+
 NAMES = [
     "translation",
     "rotation",

@@ -9,6 +9,9 @@ import keras_crossreg as kcr
 from keras_crossreg.layers import NormMagnitude
 from keras_crossreg.rho import assign_human_value
 
+# These learn from the training data itself, to have a known answer.
+pytestmark = pytest.mark.filterwarnings("ignore:.* regularization examples")
+
 
 def normal(*shape, seed=0):
     rng = np.random.default_rng(seed)

@@ -13,6 +13,7 @@ from keras_crossreg.backend.tensorflow.merge import OneRun
 from keras_crossreg.backend.tensorflow.merge import merge
 from keras_crossreg.backend.tensorflow.merge import num_batches
 from keras_crossreg.backend.tensorflow.stream import RegularizationStream
+from keras_crossreg.guards import warn_of_no_rho_step
 from keras_crossreg.guards import warn_of_reg_data
 
 
@@ -57,6 +58,9 @@ class TensorFlowTrainer:
 
         def alternate(iterator):
             reg.show_metrics = False
+            if reg.steps is None:
+                # Not before: a callback may have restored the optimizer.
+                reg.steps = _keras.count_steps(self.optimizer)
             logs = theta_function(iterator)
             for _ in range(self._count_rho_steps()):
                 self._run_rho_step(next(reg.stream))
@@ -217,20 +221,26 @@ class TensorFlowTrainer:
                 learning = self._learning_rho()
                 if learning and reg_data is not None:
                     warn_of_reg_data(data, reg_data, validation_data, learning)
-            if not merge_epochs:
-                return keras_fit(data, callbacks, initial_epoch, epochs)
-
-            merged = merge(data, reg_data)
-            callbacks = OneRun(
-                callbacks,
-                self,
-                verbose=verbose,
-                epochs=epochs,
-                steps=steps_per_epoch or num_batches(data, batch_size),
-            )
+            if merge_epochs:
+                merged = merge(data, reg_data)
+                callbacks = OneRun(
+                    callbacks,
+                    self,
+                    verbose=verbose,
+                    epochs=epochs,
+                    steps=steps_per_epoch or num_batches(data, batch_size),
+                )
             switch = epochs - merge_epochs
             history = keras_fit(data, callbacks, initial_epoch, switch)
-            if not self.stop_training:
+            reg = self._reg
+            if (
+                reg.steps
+                and reg.stream
+                and self._learning_rho()
+                and not self._has_learned_rho()
+            ):
+                warn_of_no_rho_step(reg.steps, reg.reg_freq, reg.reg_warmup)
+            if merge_epochs and not self.stop_training:
                 self._finish()
                 callbacks.next_phase(
                     steps_per_epoch or num_batches(merged, batch_size)
@@ -267,8 +277,12 @@ class TensorFlowTrainer:
                     stacklevel=3,
                 )
         self._build_optimizers()
-        reg.steps = _keras.count_steps(self.optimizer)
+        reg.steps = None
         return x, *data[1:]
+
+    def _has_learned_rho(self):
+        """Whether there was a rho step, in this or an earlier `fit`."""
+        return _keras.count_steps(self.rho_optimizer) > 0
 
     def _finish(self):
         """Ends the learning of rho in this call of `fit`."""

@@ -1,0 +1,253 @@
+"""Fails when Keras changes anything private that we build on."""
+
+import ast
+import inspect
+import pathlib
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers import make_data
+from helpers import make_model
+from keras import ops
+
+import keras_crossreg
+from keras_crossreg import _keras
+
+PACKAGE = pathlib.Path(keras_crossreg.__file__).parent
+
+
+def imports(path):
+    """The modules that a file imports."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or ""
+
+
+def files():
+    return {p.relative_to(PACKAGE).as_posix(): p for p in PACKAGE.rglob("*.py")}
+
+
+def test_one_module_imports_private_keras():
+    users = {
+        name
+        for name, path in files().items()
+        if any(m.startswith("keras.src") for m in imports(path))
+    }
+    assert users == {"_keras.py"}
+    text = "".join(
+        p.read_text() for n, p in files().items() if n != "_keras.py"
+    )
+    assert "keras.src" not in text
+
+
+def test_only_the_backend_imports_tensorflow():
+    users = {
+        name
+        for name, path in files().items()
+        if any(m.split(".")[0] == "tensorflow" for m in imports(path))
+    }
+    assert users
+    assert all(name.startswith("backend/tensorflow/") for name in users)
+
+
+def test_everything_that_is_listed_is_there():
+    assert all(hasattr(_keras, name) for name in _keras.__all__)
+
+
+def test_masks_are_attributes():
+    x, mask = ops.ones((2, 3)), ops.ones((2, 3), "bool")
+    assert _keras.get_keras_mask(x) is None
+    _keras.set_keras_mask(x, mask)
+    assert _keras.get_keras_mask(x) is mask
+    # Computing drops them, which is why we need both.
+    assert _keras.get_keras_mask(x + 1) is None
+
+
+def test_losses_are_not_scaled_without_a_strategy():
+    assert float(_keras.unscale_loss_for_distribution(ops.array(3.0))) == 3.0
+
+
+def test_functional_is_the_class_of_a_graph():
+    inputs = keras.Input((3,))
+    model = keras.Model(inputs, keras.layers.Dense(2)(inputs))
+    assert type(model) is _keras.Functional
+    assert issubclass(_keras.Functional, keras.Model)
+
+
+def test_functional_init_arguments():
+    inputs = keras.Input((3,))
+    assert _keras.functional_init_arguments((inputs, inputs), {})
+    assert _keras.functional_init_arguments(
+        (), {"inputs": inputs, "outputs": inputs}
+    )
+    assert not _keras.functional_init_arguments((), {})
+
+
+def test_registered_names():
+    @keras.saving.register_keras_serializable("tests")
+    class Parent:
+        def get_config(self):
+            return {}
+
+    class Child(Parent):
+        pass
+
+    assert keras.saving.get_registered_name(Child) == "Child"
+    _keras.keep_registered_name(Child, Parent)
+    assert keras.saving.get_registered_name(Child) == "tests>Parent"
+    assert keras.saving.get_registered_object("tests>Parent") is Parent
+
+
+def test_compile_metrics():
+    metrics = _keras.CompileMetrics(["accuracy"], None, output_names=None)
+    y, y_pred = np.array([0, 1]), np.array([[0.9, 0.1], [0.8, 0.2]])
+    metrics.update_state(y, y_pred, None)
+    assert {k: float(v) for k, v in metrics.result().items()} == {
+        "accuracy": 0.5
+    }
+    metrics.reset_state()
+    assert float(metrics.result()["accuracy"]) == 0.0
+
+
+def test_data_adapters():
+    x, y = make_data(5)
+    adapter = _keras.get_data_adapter(x, y, None, batch_size=2)
+    for batches in (adapter.get_numpy_iterator(), adapter.get_tf_dataset()):
+        assert [len(b[0]) for b in batches] == [2, 2, 1]
+    dataset = tf.data.Dataset.range(3)
+    adapter = _keras.get_data_adapter(dataset, shuffle=False)
+    adapter.on_epoch_begin()
+    assert len(list(adapter.get_tf_dataset())) == 3
+    adapter.on_epoch_end()
+
+
+def test_can_convert_arrays():
+    x, y = make_data(5)
+    assert _keras.can_convert_arrays((x, tf.constant(y), None))
+    assert not _keras.can_convert_arrays((tf.data.Dataset.range(3), None, None))
+
+
+def test_train_validation_split():
+    x, y = make_data(10)
+    first, last = _keras.train_validation_split(
+        (x, y, None), validation_split=0.3
+    )
+    np.testing.assert_array_equal(first[0], x[:7])
+    np.testing.assert_array_equal(last[1], y[7:])
+    assert first[2] is last[2] is None
+
+
+class Listener(keras.layers.Layer):
+    """Says what it heard."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        _keras.receive_sampling(self)
+        self.heard = []
+
+    def call(self, inputs, sampling=None):
+        self.heard.append(sampling)
+        return inputs
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_sampling_travels_from_the_outermost_call(nested):
+    listener = Listener()
+    inputs = keras.Input((3,))
+    model = keras.Model(inputs, listener(inputs))
+    if nested:
+        model = keras.Sequential([model])
+    _keras.receive_sampling(model)
+    model(np.ones((1, 3)))
+    assert listener.heard[-1] is None
+    model(np.ones((1, 3)), sampling=True)
+    assert listener.heard[-1] is True
+
+
+def test_sampling_travels_through_subclassed_models():
+    class Outer(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.listener = Listener()
+
+        def call(self, inputs, training=None):
+            return self.listener(inputs)
+
+    model = Outer()
+    _keras.receive_sampling(model)
+    model(np.ones((1, 3)), sampling=True)
+    assert model.listener.heard[-1] is True
+
+
+def test_graph_structure():
+    inputs = {"a": keras.Input((3,), name="a")}
+    model = keras.Model(inputs, [inputs["a"]])
+    struct = _keras.graph_structure(model)
+    assert set(struct[0]) == {"a"}
+    assert isinstance(struct[1], list)
+
+
+@pytest.mark.parametrize("run_eagerly", [False, True])
+def test_step_functions(run_eagerly):
+    model = make_model(rho=False)
+    model.compile("sgd", "mse", run_eagerly=run_eagerly)
+    function = _keras.make_step_function(model, lambda batch: {"x": batch + 1})
+    assert float(function(iter([tf.constant(2.0)]))["x"]) == 3.0
+
+
+def test_all_layers_at_every_depth():
+    inner = keras.Sequential([keras.layers.Dense(2, name="deep")])
+    model = keras.Sequential([keras.layers.Dense(3, name="flat"), inner])
+    names = [layer.name for layer in _keras.all_layers(model)]
+    assert names == ["flat", inner.name, "deep"]
+
+
+def test_compute_loss():
+    model = make_model(rho=False)
+    model.compile("sgd", "mse")
+    y = np.zeros((2, 2), "float32")
+    loss = _keras.compute_loss(model, None, y, y + 3, np.array([1.0, 3.0]))
+    assert float(loss) == pytest.approx(9 * 2)
+
+
+def test_steps_are_counted_through_gradient_accumulation():
+    optimizer = keras.optimizers.SGD(gradient_accumulation_steps=3)
+    variable = keras.Variable(1.0)
+    for _ in range(4):
+        optimizer.apply([ops.array(1.0)], [variable])
+    assert _keras.count_steps(optimizer) == 4
+    assert int(optimizer.iterations) == 1
+    wrapped = keras.optimizers.LossScaleOptimizer(optimizer)
+    assert _keras.count_steps(wrapped) == 4
+    assert _keras.count_steps(None) == 0
+
+
+def test_what_the_trainer_builds_on():
+    # Callbacks that see two runs as one.
+    parameters = inspect.signature(keras.callbacks.CallbackList).parameters
+    assert {"callbacks", "add_history", "add_progbar", "model"} <= set(
+        parameters
+    )
+    model = make_model(rho=False)
+    # Written by `BackupAndRestore`, read by `fit`.
+    assert model._initial_epoch is None
+    # What `predict_samples` and `fit` set aside.
+    assert model.train_function is model.predict_function is None
+    # `fit` has the arguments that we pass on, and no others.
+    ours = inspect.signature(keras_crossreg.CrossRegModel.fit).parameters
+    theirs = inspect.signature(keras.Model.fit).parameters
+    extra = {"reg_data", "reg_split", "reg_batch_size", "merge_epochs"}
+    assert [p for p in ours if p not in extra] == list(theirs)
+    assert list(ours)[: len(theirs)] == list(theirs)
+
+
+def test_compile_has_the_arguments_of_keras():
+    ours = inspect.signature(keras_crossreg.CrossRegModel.compile).parameters
+    theirs = inspect.signature(keras.Model.compile).parameters
+    assert list(ours)[: len(theirs)] == list(theirs)
+    for name, parameter in theirs.items():
+        assert ours[name].default == parameter.default

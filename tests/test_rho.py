@@ -1,0 +1,265 @@
+"""Marking, reading, setting, freezing and printing rho."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers import assert_same
+from helpers import compile_model
+from helpers import fit
+from helpers import make_data
+from helpers import make_model
+from helpers import moved
+from helpers import values
+from keras import ops
+
+import keras_crossreg as kcr
+
+
+class Shift(keras.layers.Layer):
+    """A layer of the user's own with a rho."""
+
+    def build(self, input_shape):
+        self.shift = kcr.mark_rho(
+            self.add_weight(
+                shape=(input_shape[-1],),
+                initializer="zeros",
+                dtype="float32",
+                autocast=False,
+                trainable=False,
+            ),
+            meaning="shift of a feature",
+        )
+
+    def call(self, inputs):
+        return inputs + ops.cast(self.shift, inputs.dtype)
+
+
+class Jitter(kcr.layers.RhoLayer):
+    """The example of `RhoLayer`."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.seed_generator = keras.random.SeedGenerator(1)
+
+    def build(self, input_shape):
+        self.rho = self.add_rho("width", start=0.1, meaning="width")
+
+    def call(self, inputs, training=False, sampling=None):
+        if not (training or sampling):
+            return inputs
+        width = self.rho_value(self.rho, sampling)
+        noise = keras.random.uniform(
+            ops.shape(inputs), -1.0, 1.0, seed=self.seed_generator
+        )
+        return inputs + ops.cast(width * noise, inputs.dtype)
+
+
+def model_of(*layers):
+    keras.utils.set_random_seed(0)
+    x = inputs = keras.Input((3,))
+    for layer in layers:
+        x = layer(x)
+    outputs = keras.layers.Dense(2, activation="softmax")(x)
+    return kcr.CrossRegModel(inputs, outputs)
+
+
+# Marking.
+
+
+@pytest.mark.parametrize("layer", [Shift, Jitter])
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16", "float64"])
+def test_layers_of_ones_own_learn(layer, policy):
+    model = compile_model(model_of(layer(dtype=policy)))
+    (rho,) = model.rho_variables
+    assert rho.dtype == "float32"
+    assert kcr.is_rho(rho)
+    assert not any(map(kcr.is_rho, model.theta_variables))
+    before = values([rho])
+    fit(model, reg_data=make_data(40, seed=1))
+    assert all(moved(before, [rho]))
+
+
+def test_mark_rho_refuses_other_dtypes_and_things():
+    with pytest.raises(ValueError, match="float32.*Received: .*float16"):
+        kcr.mark_rho(keras.Variable(1.0, dtype="float16"))
+    with pytest.raises(ValueError, match="Received: variable=3$"):
+        kcr.mark_rho(3)
+
+
+def test_mark_rho_takes_a_variable_out_of_training():
+    variable = keras.Variable(1.0)
+    assert not kcr.is_rho(variable)
+    assert kcr.mark_rho(variable) is variable
+    assert kcr.is_rho(variable)
+    assert not variable.trainable
+
+
+def test_rho_stay_rho_when_a_model_is_made_trainable_again():
+    class Careless(keras.layers.Layer):
+        def build(self, input_shape):
+            self.shift = kcr.mark_rho(
+                self.add_weight(dtype="float32", autocast=False)
+            )
+
+        def call(self, inputs):
+            return inputs + self.shift
+
+    model = model_of(Careless())
+    model.trainable = False
+    model.trainable = True
+    for variables in (
+        model.trainable_variables,
+        model.trainable_weights,
+        model.theta_variables,
+    ):
+        assert [v.name for v in variables] == ["kernel", "bias"]
+    assert len(model.rho_variables) == 1
+
+
+@pytest.mark.parametrize("layer", [Jitter, kcr.layers.GaussianNoiseScale])
+def test_a_plain_tape_moves_no_rho(layer):
+    model = model_of(layer())
+    x, _ = make_data()
+    (rho,) = model.rho_variables
+    with tf.GradientTape() as tape:
+        tape.watch(rho.value)
+        loss = ops.sum(ops.square(model(x, training=True)))
+    assert tape.gradient(loss, rho.value) is None
+
+
+# Reading and setting.
+
+
+def test_get_and_set_in_human_units():
+    model = model_of(
+        kcr.layers.GaussianNoiseScale(0.5, name="one"),
+        kcr.layers.GaussianNoiseScale(0.25, axis=-1, name="each"),
+        Shift(name="own"),
+    )
+    rho = model.get_rho()
+    path = next(p for p in rho if p.startswith("own"))
+    assert list(rho) == ["one/scale", "each/scale", path]
+    assert rho["one/scale"] == pytest.approx(0.5)
+    np.testing.assert_allclose(rho["each/scale"], [0.25] * 3, rtol=1e-6)
+    np.testing.assert_array_equal(rho[path], [0.0] * 3)
+    new = {"one/scale": 13.0, "each/scale": [0.1, 1.0, 0.0], path: -2.0}
+    model.set_rho(new)
+    again = model.get_rho()
+    assert again["one/scale"] == pytest.approx(13.0)
+    np.testing.assert_allclose(
+        again["each/scale"], new["each/scale"], rtol=1e-5, atol=1e-7
+    )
+    np.testing.assert_array_equal(again[path], [-2.0] * 3)
+    model.set_rho(again)
+    assert model.get_rho()["one/scale"] == pytest.approx(13.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "match"),
+    [
+        ("nowhere", 1.0, "Received: path=nowhere$"),
+        ("b/scale", -0.1, "Received: b/scale=-0.1$"),
+        ("b/scale", float("nan"), "Received: b/scale=nan$"),
+        ("b/scale", float("inf"), "Received: b/scale=inf$"),
+        ("b/scale", [1.0, 2.0], r"shape \(\).*Received: value="),
+    ],
+)
+def test_set_rho_sets_all_or_nothing(name, value, match):
+    model = model_of(*(kcr.layers.GaussianNoiseScale(name=n) for n in "ab"))
+    before = values(model.rho_variables)
+    with pytest.raises(ValueError, match=match):
+        model.set_rho({"a/scale": 3.0, name: value})
+    assert_same(before, values(model.rho_variables))
+
+
+# Freezing.
+
+
+def test_freeze_and_unfreeze():
+    model = compile_model(make_model(), run_eagerly=False)
+    model.freeze_rho()
+    before = values(model.rho_variables)
+    fit(model)
+    assert not any(moved(before, model.rho_variables))
+    model.unfreeze_rho()
+    fit(model)
+    assert all(moved(before, model.rho_variables))
+
+
+def test_a_callback_freezes_during_training():
+    class Freeze(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 1:
+                self.model.freeze_rho()
+            if epoch == 3:
+                self.model.unfreeze_rho()
+
+    model = compile_model(make_model())
+    seen = []
+    record = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: seen.append(model.get_rho())
+    )
+    fit(model, epochs=4, callbacks=[Freeze(), record])
+    assert seen[0] == seen[1] == seen[2] != seen[3]
+    assert int(model.rho_optimizer.iterations) == 6
+
+
+def test_a_layer_that_is_not_trainable_keeps_its_rho():
+    model = model_of(
+        kcr.layers.GaussianNoiseScale(name="held"),
+        kcr.layers.GaussianNoiseScale(name="free"),
+    )
+    model.get_layer("held").trainable = False
+    compile_model(model)
+    before = values(model.rho_variables)
+    fit(model)
+    assert moved(before, model.rho_variables) == [False, True]
+
+
+def test_a_model_that_is_not_trainable_needs_no_reg_data():
+    model = make_model()
+    for layer in model.layers:
+        layer.trainable = "noise" not in layer.name
+    compile_model(model)
+    history = fit(model, reg_data=None).history
+    assert set(history) == {"loss"}
+
+
+# The table.
+
+
+def summary(model, **kwargs):
+    lines = []
+    model.rho_summary(print_fn=lines.append, **kwargs)
+    return "\n".join(lines)
+
+
+def test_summary_shows_layer_meaning_start_and_now():
+    model = model_of(
+        kcr.layers.GaussianNoiseScale(0.5, name="one"),
+        kcr.layers.GaussianNoiseScale(0.25, axis=-1, name="each"),
+        Shift(name="own"),
+    )
+    model.set_rho({"one/scale": 13.0, "each/scale": [1.0, 2.0, 3.0]})
+    text = summary(model, line_length=100)
+    rows = {
+        name: next(line for line in text.splitlines() if f" {name} (" in line)
+        for name in ("one", "each", "own")
+    }
+    for name, parts in {
+        "one": ("GaussianNoiseScale", "noise sigma", " 0.5 ", " 13 "),
+        "each": ("noise sigma", " 0.25 ", "2 (1 to 3, 3 values)"),
+        "own": ("Shift", "shift of a feature", " - ", "0 (0 to 0, 3 values)"),
+    }.items():
+        assert all(part in rows[name] for part in parts), rows[name]
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_summary_without_rho():
+    assert "No rho in this model." in summary(make_model(rho=False))
+
+
+def test_summary_prints(capsys):
+    make_model().rho_summary()
+    assert "noise (GaussianNoiseScale)" in capsys.readouterr().out
