@@ -67,7 +67,10 @@ class Regularization:
         self.metrics = metrics
         self.metrics_are_stale = True
         self.show_metrics = False
+        # What `fit` reports of them: not a number until the first rho step,
+        # so that every epoch has the same keys.
         self.logs: dict[str, Any] = {}
+        self.has_results = False
 
         # The learning of rho, in `fit`.
         self.stream: Any = None
@@ -78,6 +81,10 @@ class Regularization:
         # `predict_samples`: how many, and a predict function for each number.
         self.keep_samples = 0
         self.sample_functions: dict[int, Any] = {}
+
+    def clear_results(self) -> None:
+        self.logs = dict.fromkeys(self.results(), float("nan"))
+        self.has_results = False
 
     def reset_metrics(self) -> None:
         self.loss.reset_state()

@@ -158,6 +158,31 @@ def test_reg_loss_and_metrics_are_in_history():
     assert all(len(values) == 2 for values in history.history.values())
 
 
+@pytest.mark.parametrize("run_eagerly", [True, False])
+def test_reg_loss_is_nan_until_there_is_one(run_eagerly, tmp_path):
+    # Three steps an epoch: the first rho step is in the second epoch, and
+    # there is none in the third, which shows the last. Keys that come and go
+    # would break a table of the history, and `CSVLogger`.
+    model = compile_model(
+        make_model(),
+        metrics=["accuracy"],
+        reg_freq=5,
+        run_eagerly=run_eagerly,
+    )
+    path = str(tmp_path / "log.csv")
+    log = keras.callbacks.CSVLogger(path)
+    history = fit(model, epochs=3, callbacks=[log]).history
+    for name in ("reg_loss", "reg_accuracy"):
+        values = history[name]
+        assert np.isnan(values).tolist() == [True, False, False]
+        assert values[1] == values[2]
+    assert all(len(values) == 3 for values in history.values())
+    with open(path) as file:
+        header, *rows = file.read().split()
+    assert "reg_loss" in header.split(",")
+    assert len(rows) == 3
+
+
 def test_history_shows_means_and_not_last_batches():
     # Nothing moves and nothing is random: the epoch's loss is that of all.
     model = compile_model(

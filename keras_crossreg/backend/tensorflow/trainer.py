@@ -91,6 +91,7 @@ class TensorFlowTrainer:
         if reg.metrics_are_stale:
             reg.reset_metrics()
         reg.logs = reg.rho_function(iter([batch]))
+        reg.has_results = True
 
     def _update_reg_metrics(self, data, loss, y_pred):
         _, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
@@ -241,7 +242,9 @@ class TensorFlowTrainer:
             ):
                 warn_of_no_rho_step(reg.steps, reg.reg_freq, reg.reg_warmup)
             if merge_epochs and not self.stop_training:
-                self._finish()
+                reg.stream = None
+                if reg.logs:
+                    reg.clear_results()
                 callbacks.next_phase(
                     steps_per_epoch or num_batches(merged, batch_size)
                 )
@@ -269,6 +272,8 @@ class TensorFlowTrainer:
             if first_batch is not None:
                 data_lib.check_batches_match(first_batch, stream.first_batch)
             self._check_rho_step(stream.first_batch)
+            if self._learning_rho():
+                reg.clear_results()
             if self.rho_variables:
                 reg.stream = stream
             else:
@@ -341,7 +346,10 @@ class TensorFlowTrainer:
         gradients = []
 
         def trace(data):
-            gradients[:] = self._rho_gradients(data)[2]
+            _, y_pred, gradients[:] = self._rho_gradients(data)
+            _, y, _ = keras.utils.unpack_x_y_sample_weight(data)
+            if self._reg.metrics is not None and not self._reg.metrics.built:
+                self._reg.metrics.build(y, y_pred)
 
         try:
             if self.run_eagerly:
@@ -399,7 +407,8 @@ class TensorFlowTrainer:
         if reg_data is not None and self.compiled:
             size = keras.tree.flatten(reg_data)[0].shape[0]
             self._prepare((x, y, sample_weight), reg_data, size)
-            stream, self._reg.stream = self._reg.stream, None
+            stream = self._reg.stream
+            self._finish()
         logs = super().train_on_batch(
             x,
             y,
@@ -440,6 +449,7 @@ class TensorFlowTrainer:
 
     def get_metrics_result(self):
         results = super().get_metrics_result()
-        if self._reg.show_metrics:
-            results.update(self._reg.results())
+        reg = self._reg
+        if reg.show_metrics:
+            results.update(reg.results() if reg.has_results else reg.logs)
         return results
