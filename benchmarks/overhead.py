@@ -4,9 +4,9 @@
 
 Three models of the same network take turns, a `fit` each: without noise, with
 noise of a fixed sigma, and cross-regularized by the defaults. Ratios of the CPU
-seconds of each round, which other work on the machine moves less than the clock,
-medians over the rounds; what `fit` does once is in them. The regularization pass should add
-`K * B_reg / (r * B) * 2/3` to the second.
+seconds of each round, which other work on the machine moves less than the
+clock, medians over the rounds; what `fit` does once is in them. The
+regularization pass should add `K * B_reg / (r * B) * 2/3` to the second.
 """
 
 from __future__ import annotations
