@@ -160,7 +160,13 @@ def stored_value(variable: keras.Variable, value: Any) -> np.ndarray:
     """
     array = np.asarray(value, "float64")
     parametrization = rho_info(variable).parametrization
-    _check_start(variable.path, array, parametrization)
+    negative = parametrization is POSITIVE and bool((array < 0).any())
+    if negative or not np.isfinite(array).all():
+        raise ValueError(
+            "A rho takes finite values"
+            + (", not negative here. " if parametrization is POSITIVE else ". ")
+            + f"Received: {variable.path}={array}"
+        )
     if array.ndim and tuple(array.shape) != tuple(variable.shape):
         raise ValueError(
             f"Expected a scalar or a value of shape {tuple(variable.shape)} "
@@ -188,15 +194,3 @@ def check_start(name: str, value: Any) -> float:
             f"Received: {name}={value}"
         )
     return number
-
-
-def _check_start(
-    path: str, array: np.ndarray, parametrization: Parametrization
-) -> None:
-    negative = parametrization is POSITIVE and bool((array < 0).any())
-    if negative or not np.isfinite(array).all():
-        raise ValueError(
-            "A rho takes finite values"
-            + (", not negative here. " if parametrization is POSITIVE else ". ")
-            + f"Received: {path}={array}"
-        )

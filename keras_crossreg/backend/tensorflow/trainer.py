@@ -238,7 +238,8 @@ class TensorFlowTrainer:
                 reg.steps
                 and reg.stream
                 and self._learning_rho()
-                and not self._has_learned_rho()
+                # In no earlier `fit` either.
+                and not _keras.count_steps(self.rho_optimizer)
             ):
                 warn_of_no_rho_step(reg.steps, reg.reg_freq, reg.reg_warmup)
             if merge_epochs and not self.stop_training:
@@ -284,10 +285,6 @@ class TensorFlowTrainer:
         self._build_optimizers()
         reg.steps = None
         return x, *data[1:]
-
-    def _has_learned_rho(self):
-        """Whether there was a rho step, in this or an earlier `fit`."""
-        return _keras.count_steps(self.rho_optimizer) > 0
 
     def _finish(self):
         """Ends the learning of rho in this call of `fit`."""
