@@ -57,6 +57,7 @@ __all__ = [
     "functional_init_arguments",
     "get_data_adapter",
     "graph_structure",
+    "inner_optimizer",
     "keep_registered_name",
     "make_step_function",
     "receive_sampling",
@@ -113,6 +114,11 @@ def compute_loss(model: Any, x: Any, y: Any, y_pred: Any, weight: Any) -> Any:
     )
 
 
+def inner_optimizer(optimizer: Any) -> Any:
+    """The optimizer itself, where loss scaling wraps it."""
+    return getattr(optimizer, "inner_optimizer", optimizer)
+
+
 def count_steps(optimizer: Any) -> int:
     """Training steps that this optimizer has seen.
 
@@ -121,5 +127,4 @@ def count_steps(optimizer: Any) -> int:
     """
     if optimizer is None:
         return 0
-    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
-    return int(optimizer._iterations.numpy())
+    return int(inner_optimizer(optimizer)._iterations.numpy())

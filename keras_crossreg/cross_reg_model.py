@@ -77,6 +77,7 @@ class Regularization:
         self.rho_function: Any = None
         self.checked: Any = None
         self.steps: int | None = None
+        self.steps_are_stale = False
 
         # `predict_samples`: how many, and a predict function for each number.
         self.keep_samples = 0

@@ -3,6 +3,7 @@
 import keras
 
 if keras.backend.backend() == "tensorflow":
+    from keras_crossreg.backend.tensorflow.replicas import replica_index
     from keras_crossreg.backend.tensorflow.trainer import (
         TensorFlowTrainer as Trainer,
     )
@@ -13,4 +14,4 @@ else:
         f"Received: keras.backend.backend()={keras.backend.backend()}"
     )
 
-__all__ = ["Trainer"]
+__all__ = ["Trainer", "replica_index"]

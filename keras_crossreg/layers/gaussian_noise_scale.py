@@ -75,7 +75,7 @@ class GaussianNoiseScale(RhoLayer):
         self.axis = tuple(axis) if isinstance(axis, (list, tuple)) else axis
         self.relative = relative
         self.seed = seed
-        self.seed_generator = keras.random.SeedGenerator(seed)
+        self.seed_generator = random.SeedGenerator(seed)
 
     def build(self, input_shape: Any) -> None:
         if self.relative and set(input_shape[1:]) <= {1}:

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_crossreg import random
 from keras_crossreg.layers.rho_layer import RhoLayer
 from keras_crossreg.rho import check_start
 from keras_crossreg.rho import human_value
@@ -133,7 +134,7 @@ class LearnedAugmentation(RhoLayer):
                 f"Received: data_format={data_format}"
             )
         self.seed = seed
-        self.seed_generator = keras.random.SeedGenerator(seed)
+        self.seed_generator = random.SeedGenerator(seed)
 
     def build(self, input_shape: Any) -> None:
         if len(input_shape) != 4:

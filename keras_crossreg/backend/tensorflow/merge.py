@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_crossreg._keras import can_convert_arrays
+from keras_crossreg._keras import inner_optimizer
 from keras_crossreg.regularization_data import Data
 
 
@@ -25,6 +26,7 @@ class OneRun(keras.callbacks.CallbackList):
         )
         self.is_first = True
         self.is_last = False
+        self._theta: list[Any] = []
 
     def next_phase(self, steps: int | None) -> None:
         """Called between the two."""
@@ -35,9 +37,23 @@ class OneRun(keras.callbacks.CallbackList):
         if self.is_first:
             super().on_train_begin(logs)
 
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        super().on_epoch_end(epoch, logs)
+        if self.is_first and inner_optimizer(self.model.optimizer).use_ema:
+            # Keras puts averages in the place of theta when a `fit` ends,
+            # which is not yet.
+            self._theta = [
+                keras.ops.copy(v.value) for v in self.model.theta_variables
+            ]
+
     def on_train_end(self, logs: Any = None) -> None:
         if self.is_last or self.model.stop_training:
             super().on_train_end(logs)
+        elif self._theta:
+            for variable, value in zip(
+                self.model.theta_variables, self._theta, strict=True
+            ):
+                variable.assign(value)
 
 
 def merge(data: Data, reg_data: Any) -> Data:

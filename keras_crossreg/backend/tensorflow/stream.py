@@ -1,4 +1,4 @@
-"""Endless batches of the regularization set, and both sets as one."""
+"""Endless batches of the regularization set."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ class RegularizationStream:
             `(x, y)` or `(x, y, sample_weight)` of arrays.
         batch_size: Integer or `None`, Keras's 32. For arrays.
         strategy: The `tf.distribute.Strategy` to distribute batches with.
+        position: Integer, the number of batches that were used before. A run
+            that goes on meets the batch that comes next.
 
     Raises:
         ValueError: If there are no examples.
@@ -35,17 +37,25 @@ class RegularizationStream:
         reg_data: Any,
         batch_size: int | None,
         strategy: tf.distribute.Strategy,
+        position: int,
     ) -> None:
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(reg_data)
+        self._strategy = strategy
         self._is_generator = isinstance(x, types.GeneratorType)
+        self._arrays = self._adapter = None
         if can_convert_arrays((x, y, sample_weight)):
-            dataset = self._from_arrays(x, y, sample_weight, batch_size or 32)
-            self._adapter = None
+            self._size = max(int(a.shape[0]) for a in keras.tree.flatten(x))
+            self._batch_size = min(batch_size or 32, self._size)
+            if self._size:
+                # Keras's own conversion of arrays, all of them as one batch.
+                whole = get_data_adapter(
+                    x, y, sample_weight, batch_size=self._size
+                )
+                self._arrays = next(iter(whole.get_tf_dataset()))
         else:
             self._adapter = get_data_adapter(x, shuffle=_is_finite(x))
-            dataset = self._adapter.get_tf_dataset()
-        self._dataset = strategy.experimental_distribute_dataset(dataset)
-        batches = self._cycle()
+        self._position = position
+        batches = self._batches_from(position)
         first = next(batches, None)
         if first is None:
             raise ValueError(
@@ -57,6 +67,14 @@ class RegularizationStream:
         self.first_batch = keras.tree.map_structure(
             lambda v: strategy.experimental_local_results(v)[0], first
         )
+
+    def seek(self, position: int) -> None:
+        """Goes to a batch, before the first one is taken.
+
+        A callback may have restored a run after this stream was made.
+        """
+        if position != self._position:
+            self._batches = self._batches_from(position)
 
     def __iter__(self) -> RegularizationStream:
         return self
@@ -71,20 +89,32 @@ class RegularizationStream:
             )
         return batch
 
-    def _from_arrays(
-        self, x: Any, y: Any, sample_weight: Any, batch_size: int
-    ) -> tf.data.Dataset:
-        """Shuffled anew in each pass, without partial batches."""
-        sizes = {int(a.shape[0]) for a in keras.tree.flatten(x)}
-        size = max(sizes)
-        if size == 0:
-            return tf.data.Dataset.range(0)
-        # Keras's own conversion of arrays, all of them as one batch.
-        adapter = get_data_adapter(x, y, sample_weight, batch_size=size)
-        arrays = next(iter(adapter.get_tf_dataset()))
-        indices = tf.data.Dataset.range(size).shuffle(size).repeat()
+    def _batches_from(self, position: int) -> Any:
+        if self._adapter is not None:
+            return self._cycle(self._adapter, position)
+        if self._arrays is None:
+            return iter(())
+        dataset = self._shuffled_arrays(position)
+        return iter(self._strategy.experimental_distribute_dataset(dataset))
+
+    def _shuffled_arrays(self, position: int) -> tf.data.Dataset:
+        """Shuffled anew in each pass, without partial batches.
+
+        The order depends on the number of the pass alone: it is the same in
+        every process of a cluster, and in a run that was interrupted.
+        """
+        size, arrays = self._size, self._arrays
+        first_pass, skipped = divmod(position * self._batch_size, size)
+
+        def order(number: tf.Tensor) -> tf.data.Dataset:
+            keys = tf.random.stateless_uniform([size], seed=[number, 0])
+            return tf.data.Dataset.from_tensor_slices(tf.argsort(keys))
+
         return (
-            indices.batch(min(batch_size, size), drop_remainder=True)
+            tf.data.Dataset.counter(first_pass)
+            .flat_map(order)
+            .skip(skipped)
+            .batch(self._batch_size, drop_remainder=True)
             .map(
                 lambda i: tf.nest.map_structure(
                     lambda array: tf.gather(array, i), arrays
@@ -93,20 +123,26 @@ class RegularizationStream:
             .prefetch(1)
         )
 
-    def _cycle(self) -> Any:
+    def _cycle(self, adapter: Any, position: int) -> Any:
         """Passes over the data, one after another, while there are any."""
+        dataset = adapter.get_tf_dataset()
+        whole = self._strategy.experimental_distribute_dataset(dataset)
+        if position and adapter.num_batches:
+            rest = dataset.skip(position % adapter.num_batches)
+            rest = self._strategy.experimental_distribute_dataset(rest)
+        else:
+            rest = whole
         seen = True
         while seen:
             # A second pass over a generator would repeat the first batches
             # alone, which Keras remembers.
             seen = False
-            if self._adapter is not None:
-                self._adapter.on_epoch_begin()
-            for batch in self._dataset:
+            adapter.on_epoch_begin()
+            for batch in rest:
                 seen = not self._is_generator
                 yield batch
-            if self._adapter is not None:
-                self._adapter.on_epoch_end()
+            adapter.on_epoch_end()
+            rest = whole
 
 
 def _is_finite(x: Any) -> bool:

@@ -58,9 +58,12 @@ class TensorFlowTrainer:
 
         def alternate(iterator):
             reg.show_metrics = False
-            if reg.steps is None:
-                # Not before: a callback may have restored the optimizer.
+            if reg.steps is None and reg.stream is not None:
+                # Not before: a callback may have restored the optimizers.
+                reg.stream.seek(_keras.count_steps(self.rho_optimizer))
+            if reg.steps is None or reg.steps_are_stale:
                 reg.steps = _keras.count_steps(self.optimizer)
+                reg.steps_are_stale = False
             logs = theta_function(iterator)
             for _ in range(self._count_rho_steps()):
                 self._run_rho_step(next(reg.stream))
@@ -234,14 +237,15 @@ class TensorFlowTrainer:
             switch = epochs - merge_epochs
             history = keras_fit(data, callbacks, initial_epoch, switch)
             reg = self._reg
-            if (
-                reg.steps
-                and reg.stream
-                and self._learning_rho()
+            if reg.steps and reg.stream and self._learning_rho():
                 # In no earlier `fit` either.
-                and not _keras.count_steps(self.rho_optimizer)
-            ):
-                warn_of_no_rho_step(reg.steps, reg.reg_freq, reg.reg_warmup)
+                if not _keras.count_steps(self.rho_optimizer):
+                    warn_of_no_rho_step(reg.steps, reg.reg_freq, reg.reg_warmup)
+                else:
+                    # Where it averages, as Keras ends the learning of theta.
+                    self.rho_optimizer.finalize_variable_values(
+                        self.rho_variables
+                    )
             if merge_epochs and not self.stop_training:
                 reg.stream = None
                 if reg.logs:
@@ -267,7 +271,10 @@ class TensorFlowTrainer:
             data_lib.check_reg_data_is_there(self._learning_rho(), reg_data)
         else:
             stream = RegularizationStream(
-                reg_data, reg_batch_size, self.distribute_strategy
+                reg_data,
+                reg_batch_size,
+                self.distribute_strategy,
+                position=_keras.count_steps(self.rho_optimizer),
             )
             self._build_on(first_batch)
             if first_batch is not None:
@@ -443,6 +450,8 @@ class TensorFlowTrainer:
         super().reset_metrics()
         # Kept until the next rho step: r may be longer than an epoch.
         self._reg.metrics_are_stale = True
+        # Loss scaling leaves steps out: count as a resumed run would.
+        self._reg.steps_are_stale = True
 
     def get_metrics_result(self):
         results = super().get_metrics_result()
