@@ -104,6 +104,14 @@ def cifar10_small() -> dict[str, Any]:
     return data
 
 
+def cifar10_dense() -> dict[str, Any]:
+    """Sixteen by sixteen, grey: 256 numbers an image."""
+    data = cifar10_small()
+    x = data["x"].mean(-1).reshape(-1, 16, 2, 16, 2).mean((2, 4))
+    data.update(x=x.reshape(-1, 256), body=dense([256, 256, 256]))
+    return data
+
+
 def normalized(x: Any, noise: Any) -> Any:
     x = keras.layers.BatchNormalization(center=False, scale=False)(x)
     return keras.layers.ReLU()(noise()(x) if noise else x)

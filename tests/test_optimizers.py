@@ -1,0 +1,232 @@
+"""Every option of an optimizer, for theta and for rho, and each for its own."""
+
+import keras
+import numpy as np
+import pytest
+from helpers import assert_same
+from helpers import compile_model
+from helpers import fit
+from helpers import make_data
+from helpers import make_model
+from helpers import values
+
+import keras_crossreg as kcr
+
+optimizers = keras.optimizers
+
+OPTIMIZERS = {
+    "AdamW": lambda: optimizers.AdamW(0.05, weight_decay=0.5),
+    "SGD with weight decay": lambda: optimizers.SGD(0.1, weight_decay=0.5),
+    "clipnorm": lambda: optimizers.Adam(0.05, clipnorm=0.01),
+    "global_clipnorm": lambda: optimizers.Adam(0.05, global_clipnorm=0.01),
+    "clipvalue": lambda: optimizers.SGD(0.1, clipvalue=0.001),
+    "use_ema": lambda: optimizers.SGD(0.1, use_ema=True, ema_momentum=0.5),
+    "use_ema that overwrites": lambda: optimizers.SGD(
+        0.1, use_ema=True, ema_overwrite_frequency=2
+    ),
+    "cosine decay": lambda: optimizers.Adam(
+        optimizers.schedules.CosineDecay(0.1, 6)
+    ),
+    "warm-up": lambda: optimizers.Adam(
+        optimizers.schedules.CosineDecay(
+            0.0, 6, warmup_target=0.1, warmup_steps=2
+        )
+    ),
+    "gradient accumulation": lambda: optimizers.SGD(
+        0.1, gradient_accumulation_steps=2
+    ),
+    "loss scale": lambda: optimizers.LossScaleOptimizer(
+        optimizers.SGD(0.1), initial_scale=64
+    ),
+    "Adafactor": lambda: optimizers.Adafactor(0.1),
+    "Ftrl": lambda: optimizers.Ftrl(0.1),
+    "Lamb": lambda: optimizers.Lamb(0.1),
+    "Lion": lambda: optimizers.Lion(0.01),
+    "Muon": lambda: optimizers.Muon(0.1),
+    "RMSprop": lambda: optimizers.RMSprop(0.01, momentum=0.5),
+}
+
+
+def build(cls):
+    """One rho without noise, so that a rho step uses up no random numbers."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((3,))
+    dense = keras.layers.Dense(4, use_bias=False)
+    x = kcr.layers.NormMagnitude(dense, name="norm")(inputs)
+    x = keras.layers.BatchNormalization()(x)
+    outputs = keras.layers.Dense(2, activation="softmax")(x)
+    return cls(inputs, outputs)
+
+
+class Weights(keras.callbacks.Callback):
+    """The weights of theta at the end of every epoch."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.seen += values(self.model.trainable_variables)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_theta_moves_as_in_keras_and_rho_not_at_all(name):
+    plain = build(keras.Model)
+    plain.compile(
+        OPTIMIZERS[name](), "sparse_categorical_crossentropy", run_eagerly=True
+    )
+    x, y = make_data()
+    plain.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0)
+    model = compile_model(
+        build(kcr.CrossRegModel),
+        optimizer=OPTIMIZERS[name](),
+        rho_optimizer=optimizers.SGD(0.0),
+    )
+    rho = values(model.rho_variables)
+    fit(model, epochs=2)
+    assert_same(values(plain.weights), values(model.weights))
+    assert_same(values(plain.optimizer.variables), model.optimizer.variables)
+    assert_same(rho, values(model.rho_variables))
+    assert int(model.rho_optimizer.iterations) == 6
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_rho_move_as_the_same_optimizer_moves_theta(name):
+    """A rho whose training loss is that of its regularization set."""
+    target = np.float32(2.0)
+    x, y = np.ones((8, 1), "float32"), np.full((8, 1), target)
+
+    class Scale(kcr.layers.RhoLayer):
+        stochastic = False
+
+        def build(self, input_shape):
+            self.rho = kcr.mark_rho(
+                self.add_weight(
+                    initializer="ones",
+                    dtype="float32",
+                    autocast=False,
+                    trainable=False,
+                )
+            )
+
+        def call(self, inputs, sampling=None):
+            return inputs * self.rho
+
+    class PlainScale(keras.layers.Layer):
+        def build(self, input_shape):
+            self.scale = self.add_weight(initializer="ones")
+
+        def call(self, inputs):
+            return inputs * self.scale
+
+    inputs = keras.Input((1,))
+    model = kcr.CrossRegModel(inputs, Scale()(inputs))
+    compile_model(model, loss="mse", rho_optimizer=OPTIMIZERS[name]())
+    plain = keras.Model(inputs, PlainScale()(inputs))
+    plain.compile(OPTIMIZERS[name](), "mse", run_eagerly=True)
+    with pytest.warns(UserWarning):
+        # Of the rows, and of their number; theta has nothing to learn.
+        model.fit(x, y, reg_data=(x, y), batch_size=2, verbose=0)
+    plain.fit(x, y, batch_size=2, verbose=0)
+    assert int(plain.optimizer.iterations) == int(
+        model.rho_optimizer.iterations
+    )
+    rho, scale = model.weights[0], plain.weights[0]
+    assert float(scale) != 1.0
+    np.testing.assert_allclose(rho, scale, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "rho_optimizer",
+    [
+        "adamw",
+        {"class_name": "SGD", "config": {"learning_rate": 0.25}},
+        optimizers.Nadam(0.3),
+    ],
+    ids=["string", "dict", "object"],
+)
+def test_forms_of_the_rho_optimizer(rho_optimizer):
+    model = compile_model(make_model(), rho_optimizer=rho_optimizer)
+    expected = optimizers.get(rho_optimizer).get_config()
+    config = model.rho_optimizer.get_config()
+    assert config | {"name": ""} == expected | {"name": ""}
+    fit(model)
+    assert int(model.rho_optimizer.iterations) == 3
+
+
+def test_a_schedule_of_rho_counts_rho_steps():
+    schedule = optimizers.schedules.PiecewiseConstantDecay([1], [0.5, 0.0])
+    model = compile_model(
+        make_model(), rho_optimizer=optimizers.SGD(schedule), reg_freq=3
+    )
+    seen = []
+    for _ in range(4):
+        fit(model)
+        seen.append(model.get_rho()["noise/scale"])
+    # Steps 0 and 1 move it, 2 and 3 do not.
+    assert len(set([0.5, *seen[:2]])) == 3
+    assert seen[1] == seen[2] == seen[3]
+
+
+def test_rho_end_at_their_average():
+    """`average <- m average + (1 - m) rho`, from the first step's rho on."""
+    model = compile_model(
+        make_model(),
+        rho_optimizer=optimizers.SGD(0.5, use_ema=True, ema_momentum=0.5),
+    )
+    seen = []
+
+    class Rho(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            seen.append(float(self.model.rho_variables[0]))
+
+    fit(model, callbacks=[Rho()])
+    average = seen[0]
+    for value in seen[1:]:
+        average = 0.5 * average + 0.5 * value
+    assert len(set(seen)) == 3
+    assert float(model.rho_variables[0]) == pytest.approx(average, rel=1e-6)
+
+
+def test_rho_that_never_learned_stay_where_they_are():
+    # The averages are still zero.
+    model = compile_model(
+        make_model(),
+        rho_optimizer=optimizers.SGD(0.5, use_ema=True),
+        reg_freq=100,
+    )
+    with pytest.warns(UserWarning, match="there were 3"):
+        fit(model)
+    assert model.get_rho()["noise/scale"] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_averages_wait_for_the_merged_epochs(scaled):
+    seen = {}
+    for use_ema in (False, True):
+        optimizer = optimizers.SGD(0.1, use_ema=use_ema, ema_momentum=0.9)
+        if scaled:
+            optimizer = optimizers.LossScaleOptimizer(optimizer, 64)
+        model = compile_model(make_model(), optimizer=optimizer)
+        weights = Weights()
+        fit(model, epochs=4, merge_epochs=2, callbacks=[weights])
+        seen[use_ema] = weights.seen
+    # All the way theta is where it would be without averages.
+    assert_same(seen[False], seen[True])
+    # At the end it is the average.
+    inner = optimizer.inner_optimizer if scaled else optimizer
+    averages = inner._model_variables_moving_average
+    assert_same(values(averages), values(model.theta_variables))
+    assert not np.array_equal(seen[True][-1], model.theta_variables[-1])
+
+
+def test_averages_end_a_run_that_stops_before_the_merged_epochs():
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.stop_training = True
+
+    optimizer = optimizers.SGD(0.1, use_ema=True, ema_momentum=0.9)
+    model = compile_model(make_model(), optimizer=optimizer)
+    fit(model, epochs=4, merge_epochs=2, callbacks=[Stop()])
+    averages = optimizer._model_variables_moving_average
+    assert_same(values(averages), values(model.theta_variables))
