@@ -1,6 +1,7 @@
 """Regularization that tunes itself while a Keras model trains."""
 
 from keras_crossreg import layers
+from keras_crossreg import metrics
 from keras_crossreg.cross_reg_model import CrossRegModel
 from keras_crossreg.refit import refit
 from keras_crossreg.rho import is_rho
@@ -14,6 +15,7 @@ __all__ = [
     "is_rho",
     "layers",
     "mark_rho",
+    "metrics",
     "refit",
     "wrap",
 ]

@@ -61,6 +61,7 @@ __all__ = [
     "keep_registered_name",
     "make_step_function",
     "receive_sampling",
+    "set_lower_is_better",
     "set_keras_mask",
     "train_validation_split",
     "unscale_loss_for_distribution",
@@ -117,6 +118,14 @@ def compute_loss(model: Any, x: Any, y: Any, y_pred: Any, weight: Any) -> Any:
 def inner_optimizer(optimizer: Any) -> Any:
     """The optimizer itself, where loss scaling wraps it."""
     return getattr(optimizer, "inner_optimizer", optimizer)
+
+
+def set_lower_is_better(metric: Any) -> None:
+    """Tells callbacks with `mode="auto"` what an improvement is.
+
+    They ask each metric for this attribute, which has no public name.
+    """
+    metric._direction = "down"
 
 
 def count_steps(optimizer: Any) -> int:

@@ -226,6 +226,19 @@ def test_steps_are_counted_through_gradient_accumulation():
     assert _keras.count_steps(None) == 0
 
 
+def test_callbacks_ask_metrics_for_their_direction():
+    model = make_model(rho=False)
+    model.compile(
+        loss="sparse_categorical_crossentropy",
+        metrics=[keras_crossreg.metrics.ExpectedCalibrationError()],
+        run_eagerly=True,
+    )
+    data = make_data()
+    stop = keras.callbacks.EarlyStopping("val_ece")
+    model.fit(*data, validation_data=data, callbacks=[stop], verbose=0)
+    assert stop.monitor_op is ops.less
+
+
 def test_what_the_trainer_builds_on():
     # Callbacks that see two runs as one.
     parameters = inspect.signature(keras.callbacks.CallbackList).parameters
