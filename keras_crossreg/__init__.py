@@ -1,5 +1,6 @@
 """Regularization that tunes itself while a Keras model trains."""
 
+from keras_crossreg import callbacks
 from keras_crossreg import layers
 from keras_crossreg import metrics
 from keras_crossreg.cross_reg_model import CrossRegModel
@@ -12,6 +13,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CrossRegModel",
+    "callbacks",
     "is_rho",
     "layers",
     "mark_rho",

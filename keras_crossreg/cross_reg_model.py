@@ -433,9 +433,13 @@ class CrossRegModel(Trainer, keras.Model):
     ) -> None:
         """Prints what was learned: layer, meaning, start value, value now.
 
+        In a notebook it is a rich table, as `summary()` is.
+
         Args:
-            line_length: Integer, total length of the printed lines.
-            print_fn: Callable that gets each line. Defaults to `print`.
+            line_length: Integer, total length of the printed lines. Defaults
+                to the width of the console.
+            print_fn: Callable that gets the table as one string of plain
+                text. Defaults to the console.
         """
         print_rho_summary(self, line_length=line_length, print_fn=print_fn)
 

@@ -10,6 +10,7 @@ import numpy as np
 # Keras prints `model.summary()` with rich, and brings it.
 import rich.box
 import rich.console
+import rich.markup
 import rich.table
 
 from keras_crossreg._keras import all_layers
@@ -21,9 +22,13 @@ from keras_crossreg.rho import rho_info
 def print_rho_summary(
     model: keras.Model, line_length: int | None = None, print_fn: Any = None
 ) -> None:
-    """Prints layer, meaning, start value and value now of every rho."""
+    """Prints layer, meaning, start value and value now of every rho.
+
+    As `model.summary()` does: straight to the console, which in a notebook
+    shows a rich table; with `print_fn` as plain text.
+    """
     table = rich.table.Table(
-        title=f'Rho of model: "{model.name}"',
+        title=f'Rho of model: "{rich.markup.escape(model.name)}"',
         title_justify="left",
         title_style="bold",
         box=rich.box.HEAVY_HEAD,
@@ -39,22 +44,25 @@ def print_rho_summary(
     for layer, variable in _rho_by_layer(model):
         info = rho_info(variable)
         table.add_row(
-            f"{layer.name} ({type(layer).__name__})",
-            info.meaning or variable.name,
+            rich.markup.escape(f"{layer.name} ({type(layer).__name__})"),
+            rich.markup.escape(info.meaning or variable.name),
             "-" if info.start is None else _format(info.start),
             _format(human_value(variable)),
         )
     console = rich.console.Console(
         highlight=False,
-        width=line_length or 80,
-        force_terminal=False,
-        no_color=True,
+        width=line_length or (80 if print_fn else None),
+        # Plain text for `print_fn`.
+        force_jupyter=False if print_fn else None,
+        color_system=None if print_fn else "auto",
     )
-    with console.capture() as capture:
-        console.print(table)
-        if not table.row_count:
-            console.print("No rho in this model.")
-    (print_fn or print)(capture.get())
+    if print_fn:
+        console.begin_capture()
+    console.print(table)
+    if not table.row_count:
+        console.print("No rho in this model.")
+    if print_fn:
+        print_fn(console.end_capture())
 
 
 def _rho_by_layer(model: keras.Model) -> list[tuple[Any, keras.Variable]]:

@@ -1,5 +1,9 @@
 """Marking, reading, setting, freezing and printing rho."""
 
+import builtins
+import sys
+import types
+
 import keras
 import numpy as np
 import pytest
@@ -263,3 +267,27 @@ def test_summary_without_rho():
 def test_summary_prints(capsys):
     make_model().rho_summary()
     assert "noise (GaussianNoiseScale)" in capsys.readouterr().out
+
+
+def test_summary_in_a_notebook(capsys, monkeypatch):
+    class ZMQInteractiveShell:
+        pass
+
+    shown = []
+    display = types.SimpleNamespace(display=shown.append)
+    monkeypatch.setitem(sys.modules, "IPython.display", display)
+    monkeypatch.setattr(
+        builtins, "get_ipython", ZMQInteractiveShell, raising=False
+    )
+    make_model().rho_summary()
+    html = shown[0]._repr_mimebundle_((), ())["text/html"]
+    assert "noise (GaussianNoiseScale)" in html and "font-weight: bold" in html
+    # A function gets plain text, also there.
+    assert "noise (GaussianNoiseScale)" in summary(make_model())
+    assert len(shown) == 1
+    assert not capsys.readouterr().out
+
+
+def test_summary_shows_brackets():
+    model = model_of(kcr.layers.GaussianNoiseScale(name="a[b]"))
+    assert "a[b] (GaussianNoiseScale)" in summary(model)

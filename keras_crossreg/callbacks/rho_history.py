@@ -1,0 +1,105 @@
+"""The learned values, epoch by epoch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_crossreg._keras import count_steps
+from keras_crossreg.rho import human_value
+from keras_crossreg.rho import is_rho
+from keras_crossreg.rho import rho_info
+
+
+class RhoHistory(keras.callbacks.Callback):
+    """Records every learned value at the end of every epoch.
+
+    In human units, into the logs of the epoch, so that `History`, the progress
+    bar, and the callbacks that come *after* this one in the list write them
+    with the losses: pass it before `CSVLogger` and `TensorBoard`. The keys are
+    `rho/<path>`; where a rho has a shape, such as a sigma for each channel,
+    `rho/<path>/mean`, `rho/<path>/min` and `rho/<path>/max`. Every single
+    value is in `history`.
+
+    Rho that are frozen are recorded too. One call of `fit` is one record: the
+    next one starts anew. It works with every `keras.Model` that has rho.
+
+    Attributes:
+        history: A dict `{path: array (epochs, ...)}`, in the order of the
+            network.
+        start: A dict `{path: value}`, as `fit` found them.
+        epochs: An integer array `(epochs,)`: the epochs, from 0.
+        steps: An integer array `(epochs,)`: training steps that `optimizer`
+            had taken then, in this call of `fit` and earlier ones.
+        meanings: A dict `{path: string}`: what each value means.
+
+    Example:
+
+    >>> rho_history = kcr.callbacks.RhoHistory()
+    >>> history = model.fit(
+    ...     x_train, y_train, reg_data=(x_reg, y_reg), epochs=20,
+    ...     callbacks=[rho_history, keras.callbacks.CSVLogger("log.csv")],
+    ... )
+    >>> history.history["rho/gaussian_noise_scale/scale"]
+    >>> rho_history.history["gaussian_noise_scale/scale"]
+    >>> kcr.visualization.plot_rho_history(rho_history)
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._clear()
+
+    def _clear(self) -> None:
+        self.start: dict[str, Any] = {}
+        self.meanings: dict[str, str] = {}
+        self._records: list[tuple[int, int, dict[str, Any]]] = []
+
+    @property
+    def history(self) -> dict[str, np.ndarray]:
+        values = [record for _, _, record in self._records]
+        return {
+            path: np.stack([record[path] for record in values])
+            for path in (values[0] if values else ())
+        }
+
+    @property
+    def epochs(self) -> np.ndarray:
+        return np.array([epoch for epoch, _, _ in self._records], "int64")
+
+    @property
+    def steps(self) -> np.ndarray:
+        return np.array([step for _, step, _ in self._records], "int64")
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        self._clear()
+        self.start = self._values()
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        values = self._values()
+        for variable in self._rho():
+            self.meanings[variable.path] = rho_info(variable).meaning
+        step = count_steps(self.model.optimizer)
+        self._records.append((epoch, step, values))
+        if logs is not None:
+            logs.update(_as_logs(values))
+
+    def _values(self) -> dict[str, Any]:
+        return {v.path: human_value(v) for v in self._rho()}
+
+    def _rho(self) -> list[keras.Variable]:
+        return [v for v in self.model.weights if is_rho(v)]
+
+
+def _as_logs(values: dict[str, Any]) -> dict[str, float]:
+    """Numbers for the logs, which take no arrays."""
+    logs = {}
+    for path, value in values.items():
+        key, array = f"rho/{path}", np.asarray(value)
+        if array.size == 1:
+            logs[key] = array.item()
+        else:
+            for name in ("mean", "min", "max"):
+                logs[f"{key}/{name}"] = float(getattr(array, name)())
+    return logs
