@@ -7,6 +7,7 @@ from keras_crossreg.cross_reg_model import CrossRegModel
 from keras_crossreg.refit import refit
 from keras_crossreg.rho import is_rho
 from keras_crossreg.rho import mark_rho
+from keras_crossreg.uncertainty import uncertainty
 from keras_crossreg.wrap import wrap
 
 __version__ = "0.1.0"
@@ -19,5 +20,6 @@ __all__ = [
     "mark_rho",
     "metrics",
     "refit",
+    "uncertainty",
     "wrap",
 ]
