@@ -21,13 +21,9 @@ os.environ.setdefault("MPLBACKEND", "agg")
 
 import keras
 import matplotlib.pyplot as plt
-import numpy as np
 import rich
 import rich.table
-from sklearn.calibration import calibration_curve
 from sklearn.datasets import load_digits
-from sklearn.metrics import accuracy_score
-from sklearn.metrics import log_loss
 from sklearn.model_selection import train_test_split
 
 import keras_crossreg as kcr
@@ -68,32 +64,15 @@ def build(regularized: bool) -> kcr.CrossRegModel:
 
 
 class Progress(keras.callbacks.Callback):
-    """One bar a run, and the learned values after each epoch."""
+    """One bar a run."""
 
     def __init__(self, title: str) -> None:
         super().__init__()
         print(title)
         self.bar = keras.utils.Progbar(EPOCHS, unit_name="epoch")
-        self.rho: list[dict[str, Any]] = []
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        self.rho.append(self.model.get_rho())
         self.bar.update(epoch + 1, [("loss", logs["loss"])])
-
-
-def expected_calibration_error(y: Any, p: Any, bins: int = 15) -> float:
-    confidence, correct = p.max(axis=1), p.argmax(axis=1) == y
-    place = np.minimum((confidence * bins).astype(int), bins - 1)
-    gaps = np.bincount(place, weights=correct - confidence, minlength=bins)
-    return float(np.abs(gaps).sum() / len(y))
-
-
-def noise(rho: dict[str, Any]) -> dict[str, float]:
-    return {
-        path.split("/")[0]: value
-        for path, value in rho.items()
-        if path.startswith("noise")
-    }
 
 
 def main() -> None:
@@ -111,7 +90,9 @@ def main() -> None:
     def measure(name: str, model: keras.Model, begin: float) -> None:
         seconds = time.perf_counter() - begin
         p = model.predict(x_test, batch_size=len(x_test), verbose=0)
-        results[name] = (p, seconds, noise(model.get_rho()))
+        rho = model.get_rho().items()
+        sigma = [value for path, value in rho if path.startswith("noise")]
+        results[name] = (p, seconds, sigma)
 
     begin = time.perf_counter()
     baseline = build(regularized=False)
@@ -121,8 +102,15 @@ def main() -> None:
 
     begin = time.perf_counter()
     model = build(regularized=True)
-    bar = learning = Progress("Cross-regularized, 420 + 80 examples")
-    model.fit(x_train, y_train, reg_data=(x_reg, y_reg), callbacks=[bar], **fit)
+    bar = Progress("Cross-regularized, 420 + 80 examples")
+    learned = kcr.callbacks.RhoHistory()
+    model.fit(
+        x_train,
+        y_train,
+        reg_data=(x_reg, y_reg),
+        callbacks=[bar, learned],
+        **fit,
+    )
     measure("cross-regularized", model, begin)
 
     begin = time.perf_counter()
@@ -133,7 +121,7 @@ def main() -> None:
     print()
     model.rho_summary()
     rich.print(table(results, y_test))
-    draw(results, y_test, learning.rho)
+    draw(results, y_test, learned)
     print("Wrote quickstart.png")
 
 
@@ -143,51 +131,27 @@ def table(results: dict[str, Any], y: Any) -> rich.table.Table:
     for name in ("Accuracy", "NLL", "ECE", "Seconds", "Sigma by layer"):
         result.add_column(name, justify="right")
     for name, (p, seconds, sigma) in results.items():
+        accuracy = keras.metrics.SparseCategoricalAccuracy()(y, p)
+        nll = kcr.metrics.NegativeLogLikelihood()(y, p)
+        ece = kcr.metrics.ExpectedCalibrationError()(y, p)
         result.add_row(
             name,
-            f"{100 * accuracy_score(y, p.argmax(axis=1)):.1f} %",
-            f"{log_loss(y, p):.3f}",
-            f"{expected_calibration_error(y, p):.3f}",
+            f"{100 * accuracy:.1f} %",
+            f"{nll:.3f}",
+            f"{ece:.3f}",
             f"{seconds:.1f}",
-            " ".join(f"{value:.2f}" for value in sigma.values()) or "-",
+            " ".join(f"{value:.2f}" for value in sigma) or "-",
         )
     return result
 
 
-def draw(results: dict[str, Any], y: Any, rho: list[dict[str, Any]]) -> None:
-    figure, axes = plt.subplots(1, 3, figsize=(11, 3.6), layout="constrained")
-    epochs = np.arange(1, len(rho) + 1)
-    names = list(noise(rho[0]))
-    colors = plt.colormaps["viridis"](np.linspace(0, 0.85, len(names)))
-    for name, color in zip(names, colors, strict=True):
-        values = [noise(values)[name] for values in rho]
-        label = name.replace("_", " ")
-        axes[0].plot(epochs, values, color=color, label=label)
-    axes[0].set(xlabel="epoch", ylabel="sigma", title="What is learned")
-    axes[0].set_ylim(bottom=0)
-    axes[0].legend(frameon=False)
+def draw(results: dict[str, Any], y: Any, learned: Any) -> None:
+    figure, axes = plt.subplots(1, 3, figsize=(11, 4), layout="constrained")
+    kcr.visualization.plot_rho_history(learned, "noise", ax=axes[0])
     runs = "no regularization", "cross-regularized"
     for ax, name in zip(axes[1:], runs, strict=True):
-        p = results[name][0]
-        confidence, correct = p.max(axis=1), p.argmax(axis=1) == y
-        reached, predicted = calibration_curve(correct, confidence, n_bins=8)
-        count = np.histogram(confidence, bins=8, range=(0, 1))[0]
-        ax.plot([0, 1], [0, 1], color="0.7", linewidth=1, zorder=0)
-        ax.plot(predicted, reached, color="C0", linewidth=1)
-        ax.scatter(predicted, reached, s=4 * np.sqrt(count[count > 0]) + 10)
-        for x, top, number in zip(
-            predicted, reached, count[count > 0], strict=True
-        ):
-            ax.annotate(
-                str(number), (x, top), (8, -4), textcoords="offset points"
-            )
-        error = expected_calibration_error(y, p)
-        ax.set(
-            xlabel="confidence (number of images)",
-            ylabel="accuracy",
-            title=f"{name}, ECE {error:.3f}",
-            xlim=(0.2, 1.12),
-            ylim=(-0.05, 1.05),
+        kcr.visualization.plot_reliability_diagram(
+            y, results[name][0], label=name, ax=ax
         )
     figure.savefig("quickstart.png", dpi=150)
 

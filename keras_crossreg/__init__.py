@@ -3,6 +3,7 @@
 from keras_crossreg import callbacks
 from keras_crossreg import layers
 from keras_crossreg import metrics
+from keras_crossreg import visualization
 from keras_crossreg.cross_reg_model import CrossRegModel
 from keras_crossreg.refit import refit
 from keras_crossreg.rho import is_rho
@@ -21,5 +22,6 @@ __all__ = [
     "metrics",
     "refit",
     "uncertainty",
+    "visualization",
     "wrap",
 ]
