@@ -4,6 +4,7 @@ from keras_crossreg import callbacks
 from keras_crossreg import layers
 from keras_crossreg import metrics
 from keras_crossreg import visualization
+from keras_crossreg.averaged import averaged
 from keras_crossreg.cross_reg_model import CrossRegModel
 from keras_crossreg.refit import refit
 from keras_crossreg.rho import is_rho
@@ -16,6 +17,7 @@ __version__ = "0.1.0"
 __all__ = [
     "CrossRegModel",
     "callbacks",
+    "averaged",
     "is_rho",
     "layers",
     "mark_rho",

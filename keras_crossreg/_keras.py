@@ -12,6 +12,9 @@ from typing import Any
 from keras.src.backend import get_keras_mask
 from keras.src.backend import set_keras_mask
 
+# What `export` finds out about the inputs of a model, for a model around it.
+from keras.src.export.export_utils import get_input_signature
+
 # Under a strategy, `compute_loss` divides by the number of replicas; what the
 # progress bar shows must not be.
 from keras.src.losses.loss import unscale_loss_for_distribution
@@ -56,6 +59,7 @@ __all__ = [
     "get_keras_mask",
     "functional_init_arguments",
     "get_data_adapter",
+    "get_input_signature",
     "graph_structure",
     "inner_optimizer",
     "keep_registered_name",

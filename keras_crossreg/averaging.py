@@ -131,6 +131,25 @@ def average(
     return tree.pack_sequence_as(samples, averaged)
 
 
+def plain_loss(loss: Any) -> Any:
+    """Losses of Keras in the places of these, for `average` all the same.
+
+    They are saved with their settings, whatever the user's own are made of.
+    """
+
+    def plain(one: Any) -> Any:
+        kind, from_logits, axis = _describe(one)
+        if kind is CATEGORICAL:
+            return keras.losses.CategoricalCrossentropy(
+                from_logits=from_logits, axis=axis
+            )
+        if kind is BINARY:
+            return keras.losses.BinaryCrossentropy(from_logits=from_logits)
+        return None
+
+    return tree.map_structure(plain, loss)
+
+
 def _loss_by_output(
     outputs: Any, loss: Any, output_names: list[str] | None
 ) -> list[Any]:

@@ -246,10 +246,10 @@ class CrossRegModel(Trainer, keras.Model):
         """
         if eval_num_samples is None:
             eval_num_samples = num_samples
-        num_samples = _check_integer("num_samples", num_samples, 1)
-        reg_freq = _check_integer("reg_freq", reg_freq, 1)
-        reg_warmup = _check_integer("reg_warmup", reg_warmup, 0)
-        eval_num_samples = _check_integer(
+        num_samples = check_integer("num_samples", num_samples, 1)
+        reg_freq = check_integer("reg_freq", reg_freq, 1)
+        reg_warmup = check_integer("reg_warmup", reg_warmup, 0)
+        eval_num_samples = check_integer(
             "eval_num_samples", eval_num_samples, 1
         )
         averaging_lib.check_averaging(averaging)
@@ -346,6 +346,28 @@ class CrossRegModel(Trainer, keras.Model):
         )
         self._rho_frozen = frozen
         self._build_optimizers()
+
+    def export(
+        self,
+        filepath: Any,
+        format: str = "tf_saved_model",
+        verbose: bool | None = None,
+        input_signature: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Exports what `predict` gives, averaged over `eval_num_samples`.
+
+        See `keras.Model.export` for the arguments, and `kcr.averaged` for
+        another number of samples and for the noise. `model(x)` is one pass
+        without noise; to export that, use `keras.export.ExportArchive`.
+        """
+        # Not above: that module builds on this one.
+        from keras_crossreg.averaged import averaged
+
+        export = super().export
+        if self._stochastic:
+            export = averaged(self, self._reg.eval_num_samples).export
+        export(filepath, format, verbose, input_signature, **kwargs)
 
     def _compile_copy(self, copy: CrossRegModel) -> None:
         """Compiles `copy` as this model was, with optimizers anew.
@@ -478,7 +500,7 @@ class CrossRegModel(Trainer, keras.Model):
         reg = self._reg
         if num_samples is None:
             num_samples = reg.eval_num_samples
-        num_samples = _check_integer("num_samples", num_samples, 1)
+        num_samples = check_integer("num_samples", num_samples, 1)
         averaged: Any = self.predict_function
         self.predict_function = reg.sample_functions.get(num_samples)
         reg.keep_samples = num_samples
@@ -540,21 +562,27 @@ class CrossRegModel(Trainer, keras.Model):
             self._sampling.active = False
 
     def _predict_average(self, x: Any) -> Any:
-        """Averages samples, and leaves the random state as it was."""
-        seeds = self._seed_states()
-        before = [ops.copy(state.value) for state in seeds]
         kept = self._reg.keep_samples
-        self._sampling.active = False
-        try:
-            samples = self._sample(x, kept or self._reg.eval_num_samples)
-        finally:
-            self._sampling.active = True
-        for state, value in zip(seeds, before, strict=True):
-            state.assign(value)
+        samples = self._repeatable_samples(
+            x, kept or self._reg.eval_num_samples
+        )
         if kept:
             # Batches are put together along the first axis.
             return tree.map_structure(lambda y: ops.swapaxes(y, 0, 1), samples)
         return self._average(samples)
+
+    def _repeatable_samples(self, x: Any, num_samples: int) -> Any:
+        """Samples, and leaves the random state as it was."""
+        seeds = self._seed_states()
+        before = [ops.copy(state.value) for state in seeds]
+        active, self._sampling.active = self._sampling.active, False
+        try:
+            samples = self._sample(x, num_samples)
+        finally:
+            self._sampling.active = active
+        for state, value in zip(seeds, before, strict=True):
+            state.assign(value)
+        return samples
 
     def _seed_states(self) -> list[keras.Variable]:
         known = {id(v) for v in self.weights + self.metrics_variables}
@@ -574,7 +602,8 @@ def _is_stochastic(layer: keras.layers.Layer) -> bool:
     )
 
 
-def _check_integer(name: str, value: Any, least: int) -> int:
+def check_integer(name: str, value: Any, least: int) -> int:
+    """The value, or a ValueError where it is no integer or too small."""
     is_integer = isinstance(value, numbers.Integral)
     if isinstance(value, bool) or not is_integer or value < least:
         raise ValueError(

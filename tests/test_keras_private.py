@@ -264,3 +264,13 @@ def test_compile_has_the_arguments_of_keras():
     assert list(ours)[: len(theirs)] == list(theirs)
     for name, parameter in theirs.items():
         assert ours[name].default == parameter.default
+
+
+def test_input_signature():
+    model = make_model(rho=False)
+    (spec,) = _keras.get_input_signature(model)
+    assert (spec.shape, spec.dtype, spec.name) == (
+        (None, 3),
+        "float32",
+        "features",
+    )
