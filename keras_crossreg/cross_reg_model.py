@@ -77,7 +77,7 @@ class Regularization:
         self.rho_function: Any = None
         self.checked: Any = None
         self.steps: int | None = None
-        self.steps_are_stale = False
+        self.steps_are_stale = True
 
         # `predict_samples`: how many, and a predict function for each number.
         self.keep_samples = 0
@@ -572,17 +572,22 @@ class CrossRegModel(Trainer, keras.Model):
         return self._average(samples)
 
     def _repeatable_samples(self, x: Any, num_samples: int) -> Any:
-        """Samples, and leaves the random state as it was."""
-        seeds = self._seed_states()
-        before = [ops.copy(state.value) for state in seeds]
+        """Samples, the same in every call until training goes on."""
         active, self._sampling.active = self._sampling.active, False
         try:
-            samples = self._sample(x, num_samples)
+            with self._kept_seeds():
+                return self._sample(x, num_samples)
         finally:
             self._sampling.active = active
+
+    @contextlib.contextmanager
+    def _kept_seeds(self) -> Iterator[None]:
+        """Leaves the random state as it was."""
+        seeds = self._seed_states()
+        before = [ops.copy(state.value) for state in seeds]
+        yield
         for state, value in zip(seeds, before, strict=True):
             state.assign(value)
-        return samples
 
     def _seed_states(self) -> list[keras.Variable]:
         known = {id(v) for v in self.weights + self.metrics_variables}

@@ -36,12 +36,17 @@ class OneRun(keras.callbacks.CallbackList):
     def on_train_begin(self, logs: Any = None) -> None:
         if self.is_first:
             super().on_train_begin(logs)
+            # A callback may have restored a run that had come further.
+            self._keep_theta()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         super().on_epoch_end(epoch, logs)
-        if self.is_first and inner_optimizer(self.model.optimizer).use_ema:
-            # Keras puts averages in the place of theta when a `fit` ends,
-            # which is not yet.
+        if self.is_first:
+            self._keep_theta()
+
+    def _keep_theta(self) -> None:
+        """Keras puts averages in its place when a `fit` ends: not yet."""
+        if inner_optimizer(self.model.optimizer).use_ema:
             self._theta = [
                 keras.ops.copy(v.value) for v in self.model.theta_variables
             ]

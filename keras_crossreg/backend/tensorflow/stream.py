@@ -69,18 +69,17 @@ class RegularizationStream:
         )
 
     def seek(self, position: int) -> None:
-        """Goes to a batch, before the first one is taken.
-
-        A callback may have restored a run after this stream was made.
-        """
-        if position != self._position:
+        """Goes to a batch, where there is a way back: not in a generator."""
+        if position != self._position and not self._is_generator:
             self._batches = self._batches_from(position)
+            self._position = position
 
     def __iter__(self) -> RegularizationStream:
         return self
 
     def __next__(self) -> Any:
         batch = next(self._batches, None)
+        self._position += 1
         if batch is None:
             raise ValueError(
                 "`reg_data` ran out of batches: a generator must go on as "

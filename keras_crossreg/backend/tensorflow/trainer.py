@@ -58,11 +58,13 @@ class TensorFlowTrainer:
 
         def alternate(iterator):
             reg.show_metrics = False
-            if reg.steps is None and reg.stream is not None:
-                # Not before: a callback may have restored the optimizers.
-                reg.stream.seek(_keras.count_steps(self.rho_optimizer))
-            if reg.steps is None or reg.steps_are_stale:
+            if reg.steps_are_stale:
+                # In every epoch, as a run does that goes on from there:
+                # loss scaling leaves steps out. And not before the first: a
+                # callback may have restored the optimizers.
                 reg.steps = _keras.count_steps(self.optimizer)
+                if reg.stream is not None:
+                    reg.stream.seek(_keras.count_steps(self.rho_optimizer))
                 reg.steps_are_stale = False
             logs = theta_function(iterator)
             for _ in range(self._count_rho_steps()):
@@ -237,15 +239,15 @@ class TensorFlowTrainer:
             switch = epochs - merge_epochs
             history = keras_fit(data, callbacks, initial_epoch, switch)
             reg = self._reg
-            if reg.steps and reg.stream and self._learning_rho():
-                # In no earlier `fit` either.
-                if not _keras.count_steps(self.rho_optimizer):
-                    warn_of_no_rho_step(reg.steps, reg.reg_freq, reg.reg_warmup)
-                else:
+            if reg.stream and self._learning_rho():
+                if _keras.count_steps(self.rho_optimizer):
                     # Where it averages, as Keras ends the learning of theta.
                     self.rho_optimizer.finalize_variable_values(
                         self.rho_variables
                     )
+                elif reg.steps:
+                    # In no earlier `fit` either.
+                    warn_of_no_rho_step(reg.steps, reg.reg_freq, reg.reg_warmup)
             if merge_epochs and not self.stop_training:
                 reg.stream = None
                 if reg.logs:
@@ -290,7 +292,7 @@ class TensorFlowTrainer:
                     stacklevel=3,
                 )
         self._build_optimizers()
-        reg.steps = None
+        reg.steps, reg.steps_are_stale = None, True
         return x, *data[1:]
 
     def _finish(self):
@@ -357,7 +359,8 @@ class TensorFlowTrainer:
 
         try:
             if self.run_eagerly:
-                trace(batch)
+                with self._kept_seeds():
+                    trace(batch)
             else:
                 tf.function(trace).get_concrete_function(batch)
         except (ValueError, TypeError, KeyError, tf.errors.OpError) as error:
@@ -450,7 +453,6 @@ class TensorFlowTrainer:
         super().reset_metrics()
         # Kept until the next rho step: r may be longer than an epoch.
         self._reg.metrics_are_stale = True
-        # Loss scaling leaves steps out: count as a resumed run would.
         self._reg.steps_are_stale = True
 
     def get_metrics_result(self):

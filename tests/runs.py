@@ -1,0 +1,102 @@
+"""Training runs in processes of their own, some of which are killed."""
+
+import multiprocessing
+import os
+import pathlib
+import signal
+
+import keras
+import numpy as np
+from helpers import compile_model
+from helpers import make_data
+from helpers import make_model
+
+# The processes start as forks of one that has imported TensorFlow, and run
+# nothing before: an import each would take most of the time.
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["tensorflow", "keras"])
+
+
+def in_process(function, *args, **kwargs):
+    """Runs a function of a module elsewhere, and returns its exit code."""
+    process = CONTEXT.Process(target=function, args=args, kwargs=kwargs)
+    process.start()
+    process.join()
+    return process.exitcode
+
+
+class Die(keras.callbacks.Callback):
+    """`kill -9` at the end of a batch."""
+
+    def __init__(self, epoch, batch):
+        super().__init__()
+        self.at = (epoch, batch)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        if (self.epoch, batch) == self.at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def overflowing(optimizer):
+    """Loss scaling that begins with several steps left out."""
+    return keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=2.0**17)
+
+
+def state(model):
+    """All that training moves, as one dict of arrays."""
+    parts = {
+        "weights": model.weights,
+        "seeds": model._seed_states(),
+        "optimizer": model.optimizer.variables,
+        "rho_optimizer": model.rho_optimizer.variables,
+    }
+    return {
+        f"{name}_{i}": keras.ops.convert_to_numpy(variable.value)
+        for name, variables in parts.items()
+        for i, variable in enumerate(variables)
+    }
+
+
+def train(kind, folder=None, die_at=None):
+    """A run that can go on; returns its state, or saves it in the folder."""
+    averages, mixed = kind == "averages", kind == "mixed_float16"
+    keras.config.set_dtype_policy(kind if mixed else "float32")
+    adam = keras.optimizers.Adam(0.01, use_ema=averages)
+    rho_adam = keras.optimizers.Adam(0.05, use_ema=averages)
+    if mixed:
+        adam, rho_adam = overflowing(adam), overflowing(rho_adam)
+    try:
+        model = compile_model(
+            make_model(),
+            optimizer=adam,
+            rho_optimizer=rho_adam,
+            reg_freq=2,
+            reg_warmup=1,
+            run_eagerly=kind != "compiled",
+        )
+        callbacks = []
+        if folder:
+            backup = str(pathlib.Path(folder) / "backup")
+            callbacks = [keras.callbacks.BackupAndRestore(backup)]
+        if die_at:
+            callbacks.append(Die(*die_at))
+        model.fit(
+            *make_data(),
+            batch_size=8,
+            shuffle=False,
+            # Three batches, and every other step takes one.
+            reg_data=make_data(12, seed=1),
+            reg_batch_size=4,
+            epochs=6,
+            merge_epochs=2,
+            callbacks=callbacks,
+            verbose=0,
+        )
+    finally:
+        keras.config.set_dtype_policy("float32")
+    if folder is None:
+        return state(model)
+    np.savez(pathlib.Path(folder) / "state.npz", **state(model))

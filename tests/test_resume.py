@@ -1,0 +1,35 @@
+"""A run that is killed goes on in another process as if it had not been."""
+
+import pathlib
+import signal
+
+import numpy as np
+import pytest
+import runs
+
+
+def assert_same_state(folder, expected):
+    reached = np.load(pathlib.Path(folder) / "state.npz")
+    assert set(reached) == set(expected)
+    for name, value in expected.items():
+        np.testing.assert_array_equal(reached[name], value, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("kind", "deaths"),
+    [
+        # While rho learn, and with rho frozen.
+        ("compiled", [(2, 1), (5, 2)]),
+        # At the switch, where averages are not to be put in place yet.
+        ("averages", [(4, 0), (5, 2)]),
+        # When loss scaling has left out steps, of theta and of rho.
+        ("mixed_float16", [(2, 1)]),
+    ],
+)
+def test_killed_and_resumed(kind, deaths, tmp_path):
+    expected = runs.train(kind)
+    for at in deaths:
+        code = runs.in_process(runs.train, kind, tmp_path, at)
+        assert code == -signal.SIGKILL
+    assert runs.in_process(runs.train, kind, tmp_path) == 0
+    assert_same_state(tmp_path, expected)
