@@ -86,7 +86,6 @@ def train(kind, folder=None, die_at=None):
         model.fit(
             *make_data(),
             batch_size=8,
-            shuffle=False,
             # Three batches, and every other step takes one.
             reg_data=make_data(12, seed=1),
             reg_batch_size=4,
