@@ -347,6 +347,29 @@ class CrossRegModel(Trainer, keras.Model):
         self._rho_frozen = frozen
         self._build_optimizers()
 
+    def save(
+        self,
+        filepath: Any,
+        overwrite: bool = True,
+        zipped: bool | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Saves the model, to train on; see `keras.Model.save`.
+
+        Raises:
+            ValueError: If the model has rho and the file is of the old HDF5
+                format, in which the optimizer of rho, the settings of
+                `compile` and the seeds of the noise would be lost.
+        """
+        if self.rho_variables and str(filepath).endswith((".h5", ".hdf5")):
+            raise ValueError(
+                "The old HDF5 format would lose `rho_optimizer`, the settings "
+                "of `compile` and the seeds of the noise. Save the model as "
+                "`.keras`, or its weights by `save_weights`. "
+                f"Received: filepath={filepath}"
+            )
+        super().save(filepath, overwrite=overwrite, zipped=zipped, **kwargs)
+
     def export(
         self,
         filepath: Any,

@@ -96,6 +96,13 @@ def assert_same(first, second):
         np.testing.assert_array_equal(a, b)
 
 
+def assert_same_state(first, second):
+    """The same arrays by name, bit for bit."""
+    assert set(first) == set(second)
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name], err_msg=name)
+
+
 def moved(before, variables):
     """Which of the variables differ from what they were."""
     return [

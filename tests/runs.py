@@ -40,9 +40,9 @@ class Die(keras.callbacks.Callback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def overflowing(optimizer):
-    """Loss scaling that begins with several steps left out."""
-    return keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=2.0**17)
+def overflowing(optimizer, scale):
+    """Loss scaling that begins with steps left out."""
+    return keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=scale)
 
 
 def state(model):
@@ -60,16 +60,17 @@ def state(model):
     }
 
 
-def train(kind, folder=None, die_at=None):
-    """A run that can go on; returns its state, or saves it in the folder."""
-    averages, mixed = kind == "averages", kind == "mixed_float16"
+def compiled(kind):
+    """A model to train, of the dtype policy or the variant that `kind` says."""
+    mixed, averages = kind == "mixed_float16", kind == "averages"
     keras.config.set_dtype_policy(kind if mixed else "float32")
     adam = keras.optimizers.Adam(0.01, use_ema=averages)
     rho_adam = keras.optimizers.Adam(0.05, use_ema=averages)
     if mixed:
-        adam, rho_adam = overflowing(adam), overflowing(rho_adam)
+        adam = overflowing(adam, 2.0**17)
+        rho_adam = overflowing(rho_adam, 2.0**16)
     try:
-        model = compile_model(
+        return compile_model(
             make_model(),
             optimizer=adam,
             rho_optimizer=rho_adam,
@@ -77,25 +78,51 @@ def train(kind, folder=None, die_at=None):
             reg_warmup=1,
             run_eagerly=kind != "compiled",
         )
-        callbacks = []
-        if folder:
-            backup = str(pathlib.Path(folder) / "backup")
-            callbacks = [keras.callbacks.BackupAndRestore(backup)]
-        if die_at:
-            callbacks.append(Die(*die_at))
-        model.fit(
-            *make_data(),
-            batch_size=8,
-            # Three batches, and every other step takes one.
-            reg_data=make_data(12, seed=1),
-            reg_batch_size=4,
-            epochs=6,
-            merge_epochs=2,
-            callbacks=callbacks,
-            verbose=0,
-        )
     finally:
         keras.config.set_dtype_policy("float32")
+
+
+def train(kind, folder=None, die_at=None):
+    """A run that can go on; returns its state, or saves it in the folder."""
+    model = compiled(kind)
+    callbacks = []
+    if folder:
+        backup = str(pathlib.Path(folder) / "backup")
+        callbacks = [keras.callbacks.BackupAndRestore(backup)]
+    if die_at:
+        callbacks.append(Die(*die_at))
+    model.fit(
+        *make_data(),
+        batch_size=8,
+        # Three batches, and every other step takes one.
+        reg_data=make_data(12, seed=1),
+        reg_batch_size=4,
+        epochs=6,
+        merge_epochs=2,
+        callbacks=callbacks,
+        verbose=0,
+    )
     if folder is None:
         return state(model)
     np.savez(pathlib.Path(folder) / "state.npz", **state(model))
+
+
+def go_on(model, epochs=2):
+    """In the same order always."""
+    model.fit(
+        *make_data(),
+        batch_size=8,
+        shuffle=False,
+        reg_data=make_data(12, seed=1),
+        reg_batch_size=4,
+        epochs=epochs,
+        verbose=0,
+    )
+    return model
+
+
+def go_on_with_files(folder):
+    """Trains every model in the folder on, and saves the state."""
+    for path in pathlib.Path(folder).glob("*.keras"):
+        model = go_on(keras.models.load_model(path))
+        np.savez(path.with_suffix(".npz"), **state(model))

@@ -1,18 +1,11 @@
 """A run that is killed goes on in another process as if it had not been."""
 
-import pathlib
 import signal
 
 import numpy as np
 import pytest
 import runs
-
-
-def assert_same_state(folder, expected):
-    reached = np.load(pathlib.Path(folder) / "state.npz")
-    assert set(reached) == set(expected)
-    for name, value in expected.items():
-        np.testing.assert_array_equal(reached[name], value, err_msg=name)
+from helpers import assert_same_state
 
 
 @pytest.mark.parametrize(
@@ -32,4 +25,4 @@ def test_killed_and_resumed(kind, deaths, tmp_path):
         code = runs.in_process(runs.train, kind, tmp_path, at)
         assert code == -signal.SIGKILL
     assert runs.in_process(runs.train, kind, tmp_path) == 0
-    assert_same_state(tmp_path, expected)
+    assert_same_state(np.load(tmp_path / "state.npz"), expected)

@@ -1,15 +1,20 @@
 """What is saved is what is loaded, and training goes on from there."""
 
+import pathlib
+
 import keras
 import numpy as np
 import pytest
+import runs
 import tensorflow as tf
 from helpers import Configured
 from helpers import assert_same
+from helpers import assert_same_state
 from helpers import compile_model
 from helpers import make_data
 from helpers import make_model
 from helpers import values
+from runs import go_on
 
 import keras_crossreg as kcr
 
@@ -73,31 +78,145 @@ def test_round_trip(kind, tmp_path):
     assert loaded.get_compile_config()["rho_frozen"] is True
 
 
-def test_training_goes_on_as_if_nothing_had_been(tmp_path):
-    undisturbed = train(train(compiled(make_model(), False)))
-    model = train(compiled(make_model(), False))
+@pytest.mark.parametrize(
+    ("kind", "eagerly"),
+    [
+        ("functional", True),
+        ("functional", False),
+        ("subclassed", True),
+        ("wrapped", True),
+    ],
+)
+def test_training_goes_on_as_if_nothing_had_been(kind, eagerly, tmp_path):
+    # After 6 steps, a warm-up of 1 and a rho step in every second, the next
+    # rho step is one step away, with the third batch of three.
+    model = go_on(compiled(built(kind), eagerly))
     model.save(tmp_path / "model.keras")
+    go_on(model)
     loaded = keras.models.load_model(tmp_path / "model.keras")
-    train(loaded)
-    assert_same(values(undisturbed.weights), values(loaded.weights))
-    assert_same(
-        values(undisturbed.rho_optimizer.variables),
-        values(loaded.rho_optimizer.variables),
-    )
+    go_on(loaded)
+    assert_same_state(runs.state(loaded), runs.state(model))
+
+
+def test_all_that_is_saved_counts(tmp_path):
+    model = go_on(compiled(make_model()))
+    model.save(tmp_path / "model.keras")
+    go_on(model)
+    # The noise, the phase, the batch that comes next.
+    for disturb in (
+        lambda m: m._seed_states()[0].assign([7, 7]),
+        lambda m: m.optimizer.iterations.assign_add(1),
+        lambda m: m.rho_optimizer.iterations.assign_add(1),
+    ):
+        loaded = keras.models.load_model(tmp_path / "model.keras")
+        disturb(loaded)
+        go_on(loaded)
+        assert (values(loaded.weights)[0] != values(model.weights)[0]).any()
+
+
+def test_training_goes_on_in_another_process(tmp_path):
+    expected = {}
+    for policy in ("float32", "mixed_float16"):
+        model = go_on(runs.compiled(policy), epochs=4)
+        model.save(tmp_path / f"{policy}.keras")
+        expected[policy] = runs.state(go_on(model))
+    assert runs.in_process(runs.go_on_with_files, tmp_path) == 0
+    for policy, state in expected.items():
+        assert_same_state(np.load(tmp_path / f"{policy}.npz"), state)
 
 
 def test_weights(tmp_path):
     model = train(compiled(make_model()))
+    for path in ("model.weights.h5", "model.weights.json", "model.keras"):
+        path = tmp_path / path
+        if path.suffix == ".keras":
+            model.save(path)
+        else:
+            shards = 1e-6 if path.suffix == ".json" else None
+            model.save_weights(path, max_shard_size=shards)
+        # Keras loads no optimizer that has not trained yet.
+        other = make_model(seed=5)
+        other.load_weights(path)
+        compiled(other)
+        assert model.get_rho() == other.get_rho()
+        x, _ = make_data()
+        np.testing.assert_array_equal(
+            model.predict(x, verbose=0), other.predict(x, verbose=0)
+        )
+
+
+def test_weights_with_both_optimizers(tmp_path):
+    model = go_on(compiled(make_model()))
     model.save_weights(tmp_path / "model.weights.h5")
-    # Keras loads no optimizer that has not trained yet.
-    other = make_model(seed=5)
+    go_on(model)
+    other = compiled(make_model(seed=5))
+    other.optimizer.build(other.theta_variables)
+    other.rho_optimizer.build(other.rho_variables)
     other.load_weights(tmp_path / "model.weights.h5")
-    compiled(other)
-    assert model.get_rho() == other.get_rho()
+    assert_same_state(runs.state(go_on(other)), runs.state(model))
+
+
+def test_weights_to_and_from_keras_models(tmp_path):
+    path = tmp_path / "model.weights.h5"
     x, _ = make_data()
-    np.testing.assert_array_equal(
-        model.predict(x, verbose=0), other.predict(x, verbose=0)
+    for source, target in (
+        (kcr.CrossRegModel, keras.Model),
+        (keras.Model, kcr.CrossRegModel),
+    ):
+        model = make_model(cls=source)
+        model.save_weights(path)
+        other = make_model(seed=5, cls=target)
+        other.load_weights(path)
+        assert_same(values(model.weights), values(other.weights))
+        np.testing.assert_array_equal(model(x), other(x))
+
+
+def test_old_hdf5_files_are_refused(tmp_path):
+    model = compiled(make_model())
+    with pytest.raises(ValueError, match=r"\.keras.*Received: filepath=.*h5$"):
+        model.save(tmp_path / "model.h5")
+    # Without rho there is nothing that it would lose.
+    model = make_model(rho=False)
+    model.save(tmp_path / "model.h5")
+    loaded = keras.models.load_model(
+        tmp_path / "model.h5",
+        custom_objects={"CrossRegModel": kcr.CrossRegModel},
     )
+    assert_same(values(model.weights), values(loaded.weights))
+
+
+def test_old_files_keep_loading():
+    folder = pathlib.Path(__file__).parent / "data"
+    expected = dict(np.load(folder / "0.1.0.npz"))
+    model = keras.models.load_model(folder / "0.1.0.keras")
+    x = expected.pop("x")
+    np.testing.assert_allclose(
+        model(x), expected.pop("predictions"), rtol=1e-4, atol=1e-6
+    )
+    steps = [int(o.iterations) for o in (model.optimizer, model.rho_optimizer)]
+    assert steps == expected.pop("steps").tolist() == [9, 4]
+    noise = model.get_layer("noise")
+    np.testing.assert_array_equal(
+        noise.seed_generator.state, expected.pop("seed")
+    )
+    rho = {path.replace("/", " "): v for path, v in model.get_rho().items()}
+    assert set(rho) == set(expected)
+    for name, value in expected.items():
+        np.testing.assert_allclose(rho[name], value, rtol=1e-5)
+    settings = model.get_compile_config()
+    assert settings["averaging"] == "probabilities"
+    assert [settings[k] for k in ("num_samples", "reg_freq", "reg_warmup")] == [
+        3,
+        2,
+        1,
+    ]
+    assert model.predict_samples(x, verbose=0).shape == (5, 5, 2)
+    # It trains on.
+    model.run_eagerly = True
+    x = np.random.default_rng(0).normal(size=(118, 4, 4, 1))
+    y = np.arange(118) % 2
+    model.fit(x[:8], y[:8], reg_data=(x[8:], y[8:]), verbose=0)
+    assert int(model.optimizer.iterations) == 10
 
 
 def test_a_model_that_is_not_compiled(tmp_path):
@@ -123,56 +242,22 @@ def test_mixed_precision(tmp_path):
         assert_same(values(old.variables), values(new.variables))
 
 
-def test_clone_model():
-    model = make_model()
+@pytest.mark.parametrize("kind", ["functional", "subclassed", "wrapped"])
+def test_copies(kind):
+    model = compiled(built(kind))
+    model(make_data()[0])
+    model.freeze_rho()
+    shapes = [v.shape for v in model.weights]
     clone = keras.models.clone_model(model)
-    assert isinstance(clone, kcr.CrossRegModel)
-    assert len(clone.rho_variables) == 1
-    assert {id(v) for v in clone.weights}.isdisjoint(map(id, model.weights))
-
-
-def test_best_checkpoint(tmp_path):
-    model = compiled(make_model())
-    path = str(tmp_path / "best.keras")
-    checkpoint = keras.callbacks.ModelCheckpoint(
-        path, monitor="reg_loss", mode="min", save_best_only=True
-    )
-    x, y = make_data()
-    model.fit(
-        x,
-        y,
-        reg_data=make_data(12, seed=1),
-        epochs=2,
-        batch_size=8,
-        callbacks=[checkpoint],
-        verbose=0,
-    )
-    assert isinstance(keras.models.load_model(path), kcr.CrossRegModel)
-
-
-def test_backup_and_restore(tmp_path):
-    class Interrupt(keras.callbacks.Callback):
-        def on_epoch_begin(self, epoch, logs=None):
-            if epoch == 1:
-                raise InterruptedError
-
-    def run(*callbacks):
-        model = compiled(make_model())
-        backup = keras.callbacks.BackupAndRestore(str(tmp_path / "backup"))
-        x, y = make_data()
-        model.fit(
-            x,
-            y,
-            reg_data=make_data(12, seed=1),
-            epochs=3,
-            batch_size=8,
-            callbacks=[backup, *callbacks],
-            verbose=0,
-        )
-        return model
-
-    with pytest.raises(InterruptedError):
-        run(Interrupt())
-    model = run()
-    assert int(model.optimizer.iterations) == 9
-    assert int(model.rho_optimizer.iterations) == 4
+    copy = type(model).from_config(model.get_config())
+    copy(make_data()[0])
+    for other in (clone, copy):
+        assert isinstance(other, kcr.CrossRegModel)
+        assert len(other.rho_variables) == 1
+        assert [v.shape for v in other.weights] == shapes
+        assert {id(v) for v in other.weights}.isdisjoint(map(id, model.weights))
+    # As Keras does it, a clone is compiled and a copy is not.
+    assert not copy.compiled
+    assert clone.get_compile_config() == model.get_compile_config()
+    clone.unfreeze_rho()
+    go_on(clone)
