@@ -287,6 +287,35 @@ def test_early_stopping_restores_rho_too(monitor):
     assert weights.by_epoch[best][rho] != weights.by_epoch[-1][rho]
 
 
+def late_run(callback):
+    """The first rho step comes in the second epoch."""
+    model = compile_model(make_model(), reg_freq=4)
+    return fit(model, epochs=5, callbacks=[callback]).history["reg_loss"]
+
+
+def test_a_monitor_that_begins_with_nan(tmp_path):
+    stop = dict(monitor="reg_loss", patience=2, mode="min")
+    with pytest.warns(UserWarning, match="`EarlyStopping` saw no improvement"):
+        history = late_run(keras.callbacks.EarlyStopping(**stop))
+    # What the warning is about.
+    assert len(history) == 3
+    assert np.isnan(history[0]) and history[2] < history[1]
+    # What it says helps.
+    callback = keras.callbacks.EarlyStopping(**stop, start_from_epoch=1)
+    assert len(late_run(callback)) > 3
+    checkpoint = keras.callbacks.ModelCheckpoint(
+        str(tmp_path / "{epoch}.weights.h5"),
+        monitor="reg_loss",
+        mode="min",
+        save_best_only=True,
+        save_weights_only=True,
+        initial_value_threshold=float("inf"),
+    )
+    late_run(checkpoint)
+    saved = {path.name[0] for path in tmp_path.iterdir()}
+    assert "1" not in saved and {"2", "3"} <= saved
+
+
 # ---- Learning rates ----------------------------------------------------------
 
 

@@ -13,6 +13,7 @@ from keras_crossreg.backend.tensorflow.merge import OneRun
 from keras_crossreg.backend.tensorflow.merge import merge
 from keras_crossreg.backend.tensorflow.merge import num_batches
 from keras_crossreg.backend.tensorflow.stream import RegularizationStream
+from keras_crossreg.guards import warn_of_nan_monitors
 from keras_crossreg.guards import warn_of_no_rho_step
 from keras_crossreg.guards import warn_of_reg_data
 
@@ -258,6 +259,7 @@ class TensorFlowTrainer:
                 first = max(switch, initial_epoch, self._initial_epoch or 0)
                 self._initial_epoch = None
                 history = keras_fit(merged, callbacks, first, epochs)
+            warn_of_nan_monitors(callbacks)
             return history
         finally:
             self._finish()
