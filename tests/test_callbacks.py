@@ -217,35 +217,36 @@ def test_tensorboard_with_loss_scaling_and_merged_epochs(tmp_path):
 # ---- Checkpoints -------------------------------------------------------------
 
 
-@pytest.mark.parametrize("monitor", ["val_loss", "reg_loss"])
-@pytest.mark.parametrize("whole", [True, False])
-def test_model_checkpoint_keeps_the_best(monitor, whole, tmp_path):
+def test_model_checkpoint_keeps_the_best(tmp_path):
     model = compile_model(make_model())
-    path = str(tmp_path / ("best.keras" if whole else "best.weights.h5"))
-    checkpoint = keras.callbacks.ModelCheckpoint(
-        path,
-        monitor=monitor,
-        mode="min",
-        save_best_only=True,
-        save_weights_only=not whole,
-    )
+    monitors = ("val_loss", "reg_loss")
+    checkpoints = [
+        keras.callbacks.ModelCheckpoint(
+            str(tmp_path / f"{monitor}{suffix}"),
+            monitor=monitor,
+            mode="min",
+            save_best_only=True,
+            save_weights_only=suffix == ".weights.h5",
+        )
+        for monitor in monitors
+        for suffix in (".keras", ".weights.h5")
+    ]
     weights = Weights()
     history = fit(
         model,
         epochs=4,
         validation_data=VALIDATION,
-        callbacks=[up_again(), checkpoint, weights],
-    ).history[monitor]
-    best = int(np.argmin(history))
-    assert best == 1
-    if whole:
-        loaded = keras.models.load_model(path)
-        assert isinstance(loaded, kcr.CrossRegModel)
-        assert int(loaded.rho_optimizer.iterations) == 3 * (best + 1)
-    else:
-        loaded = make_model(seed=9)
-        loaded.load_weights(path)
-    assert_same(values(loaded.weights), weights.by_epoch[best])
+        callbacks=[up_again(), *checkpoints, weights],
+    ).history
+    for monitor in monitors:
+        assert int(np.argmin(history[monitor])) == 1
+        whole = keras.models.load_model(tmp_path / f"{monitor}.keras")
+        assert isinstance(whole, kcr.CrossRegModel)
+        assert int(whole.rho_optimizer.iterations) == 3 * 2
+        other = make_model(seed=9)
+        other.load_weights(tmp_path / f"{monitor}.weights.h5")
+        for loaded in (whole, other):
+            assert_same(values(loaded.weights), weights.by_epoch[1])
 
 
 def test_model_checkpoint_in_the_middle_of_an_epoch(tmp_path):
@@ -362,7 +363,7 @@ def averaging_run(*callbacks, merge_epochs=0):
     )
     history = fit(
         model,
-        epochs=4,
+        epochs=3,
         merge_epochs=merge_epochs,
         validation_data=VALIDATION,
         callbacks=list(callbacks),
@@ -370,28 +371,32 @@ def averaging_run(*callbacks, merge_epochs=0):
     return model, history.history
 
 
-@pytest.mark.parametrize("merge_epochs", [0, 2, 4])
-@pytest.mark.parametrize("swap_on_epoch", [False, True])
-def test_swap_ema_weights(swap_on_epoch, merge_epochs):
-    expected, plain = averaging_run(merge_epochs=merge_epochs)
-    swap = keras.callbacks.SwapEMAWeights(swap_on_epoch=swap_on_epoch)
-    weights = Weights()
-    model, swapped = averaging_run(swap, weights, merge_epochs=merge_epochs)
+@pytest.mark.parametrize("merge_epochs", [0, 2])
+def test_swap_ema_weights(merge_epochs):
+    plain = averaging_run(merge_epochs=merge_epochs)
+    for swap_on_epoch in (False, True):
+        swap = keras.callbacks.SwapEMAWeights(swap_on_epoch=swap_on_epoch)
+        weights = Weights()
+        swapped = averaging_run(swap, weights, merge_epochs=merge_epochs)
+        check_swapped(swapped, plain)
+        if swap_on_epoch:
+            # A callback that comes after sees the averages, too.
+            assert_close(weights.by_epoch[-1], values(swapped[0].weights))
+
+
+def assert_close(first, second):
+    for a, b in zip(first, second, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def check_swapped(swapped, plain):
+    (model, swapped), (expected, plain) = swapped, plain
     # Training does not notice, and ends with the averages. Keras swaps by
     # adding and subtracting, which rounds.
-    for a, b in zip(
-        values(model.weights), values(expected.weights), strict=True
-    ):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    assert_close(values(model.weights), values(expected.weights))
     np.testing.assert_allclose(swapped["loss"], plain["loss"], rtol=1e-4)
     # Validation does: it sees the averages.
     assert swapped["val_loss"] != pytest.approx(plain["val_loss"], rel=1e-3)
-    if swap_on_epoch:
-        # And so does a callback that comes after.
-        for a, b in zip(
-            weights.by_epoch[-1], values(model.weights), strict=True
-        ):
-            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
 # ---- Stopping ----------------------------------------------------------------
