@@ -16,8 +16,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CrossRegModel",
-    "callbacks",
     "averaged",
+    "callbacks",
     "is_rho",
     "layers",
     "mark_rho",
