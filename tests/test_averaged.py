@@ -115,6 +115,19 @@ def test_calls_do_not_change_how_the_model_trains_on():
     assert_same(*results)
 
 
+def test_it_can_be_compiled_but_teaches_rho_nothing():
+    model = compile_model(make_model(), eval_num_samples=5)
+    averaged = kcr.averaged(model, 5)
+    averaged.compile("sgd", model.loss, run_eagerly=True)
+    data = make_data(20, seed=3)
+    assert averaged.evaluate(*data, verbose=0) == pytest.approx(
+        model.evaluate(*data, verbose=0)
+    )
+    rho = model.get_rho()
+    averaged.fit(*data, verbose=0)
+    assert model.get_rho() == rho
+
+
 def test_several_inputs_and_outputs(tmp_path):
     model, x = several(loss=LOSSES, eval_num_samples=4)
     expected = model.predict(x, verbose=0)

@@ -2,10 +2,14 @@
 
 import signal
 
+import keras
 import numpy as np
 import pytest
 import runs
+from helpers import Configured
 from helpers import assert_same_state
+from helpers import compile_model
+from helpers import fit
 
 
 @pytest.mark.parametrize(
@@ -26,3 +30,10 @@ def test_killed_and_resumed(kind, deaths, tmp_path):
         assert code == -signal.SIGKILL
     assert runs.in_process(runs.train, kind, tmp_path) == 0
     assert_same_state(np.load(tmp_path / "state.npz"), expected)
+
+
+def test_a_model_that_has_not_seen_data_can_be_backed_up(tmp_path):
+    # Keras asks that it is built before.
+    backup = keras.callbacks.BackupAndRestore(str(tmp_path / "backup"))
+    fit(compile_model(Configured()), epochs=2, callbacks=[backup])
+    assert not (tmp_path / "backup").exists()
