@@ -116,9 +116,10 @@ def peek(x: Any, y: Any, sample_weight: Any) -> tuple[Any, Any]:
         if first is None:
             return None, x
         return first, (b for b in itertools.chain([first], x))
-    # Keras refuses here what it does not know.
-    get_data_adapter(x, y, sample_weight)
-    return next(iter(x), None), x
+    # Keras refuses here what it does not know, and a torch `DataLoader` comes
+    # with tensors of its own.
+    adapter = get_data_adapter(x, y, sample_weight)
+    return next(iter(adapter.get_numpy_iterator()), None), x
 
 
 def check_batches_match(batch: Any, reg_batch: Any) -> None:
