@@ -166,6 +166,8 @@ class CrossRegModel(Trainer, keras.Model):
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         # `keras.Model` drops the arguments here, so that the `get_config` of
         # a subclass without its own returns the defaults instead of them.
+        if functional_init_arguments(args, kwargs):
+            return super().__new__(cls)
         return keras.layers.Layer.__new__(cls, *args, **kwargs)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -299,15 +301,6 @@ class CrossRegModel(Trainer, keras.Model):
             eval_num_samples=eval_num_samples,
         )
         self._reg.keras_arguments = keras_arguments
-        self._reg.optimizer_configs = {
-            name: keras.saving.serialize_keras_object(
-                keras.optimizers.get(given)
-            )
-            for name, given in (
-                ("optimizer", optimizer),
-                ("rho_optimizer", rho_optimizer),
-            )
-        }
         scaled = keras.optimizers.LossScaleOptimizer
         if (
             auto_scale_loss
@@ -316,6 +309,10 @@ class CrossRegModel(Trainer, keras.Model):
         ):
             rho_optimizer = scaled(rho_optimizer)
         self.rho_optimizer = rho_optimizer
+        self._reg.optimizer_configs = {
+            name: keras.saving.serialize_keras_object(getattr(self, name))
+            for name in ("optimizer", "rho_optimizer")
+        }
         if num_samples == 1 and self._stochastic:
             warnings.warn(
                 "With `num_samples=1` the regularization loss sees noise only "
@@ -335,7 +332,15 @@ class CrossRegModel(Trainer, keras.Model):
         return config
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
-        """Compiles the model with what `get_compile_config` gave."""
+        """Compiles the model with what `get_compile_config` gave.
+
+        A `compile` of one's own may take other arguments: as in
+        `keras.Model`, it then takes a `compile_from_config` of one's own too.
+        """
+        if type(self).compile is not CrossRegModel.compile:
+            # Which warns, and does not compile.
+            super().compile_from_config(config)
+            return
         config = dict(config)
         frozen = config.pop("rho_frozen", False)
         self.compile(
@@ -407,6 +412,12 @@ class CrossRegModel(Trainer, keras.Model):
             **given,
             **self._reg.settings,
         )
+
+    def __reduce__(self) -> Any:
+        # The class of a functional model is made at run time, where `pickle`
+        # does not find it: name the method that reads it by this one.
+        read, arguments = super().__reduce__()
+        return getattr(CrossRegModel, read.__name__), arguments
 
     # Theta and rho
 

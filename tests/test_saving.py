@@ -1,6 +1,7 @@
 """What is saved is what is loaded, and training goes on from there."""
 
 import pathlib
+import pickle
 
 import keras
 import numpy as np
@@ -224,6 +225,47 @@ def test_a_model_that_is_not_compiled(tmp_path):
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     assert not loaded.compiled
+    assert_same(values(model.weights), values(loaded.weights))
+
+
+@pytest.mark.parametrize("kind", ["functional", "subclassed", "wrapped"])
+def test_pickle(kind):
+    model = train(compiled(built(kind)))
+    loaded = pickle.loads(pickle.dumps(model))
+    assert isinstance(loaded, kcr.CrossRegModel)
+    assert_same(values(model.weights), values(loaded.weights))
+    for name in ("optimizer", "rho_optimizer"):
+        old, new = getattr(model, name), getattr(loaded, name)
+        assert_same(values(old.variables), values(new.variables))
+
+
+def test_optimizers_keep_their_names(tmp_path):
+    model = compile_model(make_model(), optimizer="adam", rho_optimizer="adam")
+    train(model, epochs=1)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    for name in ("optimizer", "rho_optimizer"):
+        old, new = getattr(model, name), getattr(loaded, name)
+        assert old.get_config() == new.get_config()
+
+
+@keras.saving.register_keras_serializable("tests")
+class OtherCompile(Configured):
+    """Compiles with an argument of its own."""
+
+    def compile(self, rate, **kwargs):
+        super().compile(keras.optimizers.SGD(rate), **kwargs)
+
+
+def test_a_compile_of_ones_own_is_left_to_its_author(tmp_path):
+    # As in `keras.Model`: loaded, not compiled, and a warning that says so.
+    model = OtherCompile()
+    model.compile(0.1, loss="mse")
+    model(make_data()[0])
+    model.save(tmp_path / "model.keras")
+    with pytest.warns(UserWarning, match=r"`compile\(\)` was not called"):
+        loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert getattr(loaded, "optimizer", None) is None
     assert_same(values(model.weights), values(loaded.weights))
 
 
