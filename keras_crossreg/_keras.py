@@ -44,6 +44,13 @@ from keras.src.trainers.data_adapters.array_data_adapter import (
     can_convert_arrays,
 )
 
+# Any array that `fit` takes (NumPy, pandas, SciPy, torch, tensors, sparse and
+# ragged ones too) as one that TensorFlow takes, and rows of it.
+from keras.src.trainers.data_adapters.array_slicing import convert_to_sliceable
+from keras.src.trainers.data_adapters.array_slicing import (
+    slice_tensorflow_sparse_wrapper,
+)
+
 # The first part of `validation_split`, for `reg_split`.
 from keras.src.trainers.data_adapters.array_slicing import (
     train_validation_split,
@@ -53,8 +60,10 @@ __all__ = [
     "CompileMetrics",
     "Functional",
     "all_layers",
+    "array_inputs",
     "compute_loss",
     "can_convert_arrays",
+    "convert_to_sliceable",
     "count_steps",
     "get_keras_mask",
     "functional_init_arguments",
@@ -67,6 +76,7 @@ __all__ = [
     "receive_sampling",
     "set_lower_is_better",
     "set_keras_mask",
+    "slice_tensorflow_sparse_wrapper",
     "train_validation_split",
     "unscale_loss_for_distribution",
 ]
@@ -85,6 +95,14 @@ def keep_registered_name(cls: type, parent: type) -> None:
     """Makes `cls` save under the name that `parent` is registered with."""
     if parent in GLOBAL_CUSTOM_NAMES:
         GLOBAL_CUSTOM_NAMES[cls] = GLOBAL_CUSTOM_NAMES[parent]
+
+
+def array_inputs(adapter: Any) -> Any:
+    """The arrays of an adapter, checked and packed as its batches are.
+
+    Its own `tf.data.Dataset` shuffles by a random state that is not ours.
+    """
+    return adapter._inputs
 
 
 def graph_structure(model: Any) -> tuple[Any, Any]:

@@ -75,6 +75,8 @@ class Regularization:
         # The learning of rho, in `fit`.
         self.stream: Any = None
         self.rho_function: Any = None
+        # Symbolic tensors like the training batch.
+        self.like: Any = None
         self.checked: Any = None
         self.steps: int | None = None
         self.steps_are_stale = True

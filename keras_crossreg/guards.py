@@ -11,6 +11,7 @@ import numpy as np
 from keras import tree
 
 from keras_crossreg._keras import can_convert_arrays
+from keras_crossreg.regularization_data import num_rows
 
 # Elements of a row that are enough to tell almost all rows apart.
 _KEY_SIZE = 64
@@ -45,7 +46,7 @@ def warn_of_reg_data(
     reg = keras.utils.unpack_x_y_sample_weight(reg_data)
     if not can_convert_arrays(reg):
         return
-    size = int(tree.flatten(reg[0])[0].shape[0])
+    size = num_rows(reg[0])
     numbers = sum(math.prod(v.shape) for v in rho)
     if numbers > size / 10:
         warnings.warn(
@@ -117,7 +118,12 @@ def _is_same(reg_data: Any, validation_data: Any) -> bool:
 def _count_shared_rows(train: Any, reg: Any) -> int:
     """How many rows of `reg` are, to the last bit, rows of `train`."""
     train_leaves, reg_leaves = tree.flatten(train), tree.flatten(reg)
-    if len(train_leaves) != len(reg_leaves):
+    both = [*train_leaves, *reg_leaves]
+    if len(train_leaves) != len(reg_leaves) or not all(
+        # Not so sparse and ragged tensors, which have no rows to compare.
+        a is None or (hasattr(a, "__array__") and len(a))
+        for a in both
+    ):
         return 0
     train_rows = [_rows(a) for a in train_leaves if a is not None]
     reg_rows = [_rows(a) for a in reg_leaves if a is not None]

@@ -9,13 +9,19 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras import ops
 from keras import tree
 
+from keras_crossreg._keras import array_inputs
 from keras_crossreg._keras import can_convert_arrays
+from keras_crossreg._keras import convert_to_sliceable
 from keras_crossreg._keras import get_data_adapter
 from keras_crossreg._keras import train_validation_split
 
 Data = tuple[Any, Any, Any]
+
+# What Keras raises for data that it does not take.
+CONVERSION_ERRORS = (IndexError, TypeError, ValueError)
 
 
 def check_fit_arguments(
@@ -77,7 +83,8 @@ def split(data: Data, name: str, fraction: float) -> tuple[Data, Data]:
         `(first_part, last_part)`.
 
     Raises:
-        ValueError: If the data are not arrays, or one part would be empty.
+        ValueError: If the data are not arrays, have different numbers of
+            rows, or one part would be empty.
     """
     if not can_convert_arrays(data):
         raise ValueError(
@@ -85,7 +92,13 @@ def split(data: Data, name: str, fraction: float) -> tuple[Data, Data]:
             f"pass the parts. Received: {name}={fraction} with x of type "
             f"{type(data[0]).__name__}"
         )
-    size = _length(data)
+    sizes = {int(a.shape[0]) for a in tree.flatten(data) if a is not None}
+    if len(sizes) > 1:
+        raise ValueError(
+            f"`{name}` cuts arrays of the same number of rows. "
+            f"Received: x, y, sample_weight={describe(data)}"
+        )
+    size = max(sizes, default=0)
     if int(np.floor(size * (1.0 - fraction))) in (0, size):
         raise ValueError(
             f"{size} examples cannot be cut into two parts by "
@@ -96,42 +109,133 @@ def split(data: Data, name: str, fraction: float) -> tuple[Data, Data]:
 
 
 def peek(x: Any, y: Any, sample_weight: Any) -> tuple[Any, Any]:
-    """The first batch of any data that `fit` takes, or what it is like.
+    """What the first batch of any data that `fit` takes is like.
 
     Returns:
         `(batch, x)`: the batch as `(x, y, sample_weight)` or a part of it, of
-        arrays or of their specifications, or `None` if there is none; and `x`
-        to use from now on, since a generator can be read only once.
+        symbolic tensors, or `None` if there is none; and `x` to use from now
+        on, since a generator can be read only once.
     """
-    if can_convert_arrays((x, y, sample_weight)):
-        adapter = get_data_adapter(x, y, sample_weight, batch_size=1)
-        return next(iter(adapter.get_numpy_iterator()), None), x
+    data = (x, y, sample_weight)
+    if can_convert_arrays(data):
+        return symbolic(tree.map_structure(_first_row, data)), x
     if _is_known(getattr(x, "element_spec", None)):
         # To read a `tf.data.Dataset` is to move on its random state.
-        return x.element_spec, x
-    if isinstance(x, keras.utils.PyDataset):
-        return x[0], x
+        return symbolic(x.element_spec), x
     if isinstance(x, types.GeneratorType):
         first = next(x, None)
         if first is None:
             return None, x
-        return first, (b for b in itertools.chain([first], x))
-    # Keras refuses here what it does not know, and a torch `DataLoader` comes
-    # with tensors of its own.
+        return symbolic(first), (b for b in itertools.chain([first], x))
+    # Keras refuses here what it does not know.
     adapter = get_data_adapter(x, y, sample_weight)
-    return next(iter(adapter.get_numpy_iterator()), None), x
+    batches = adapter.get_tf_dataset() if adapter is x else x
+    return symbolic(next(iter(batches), None)), x
 
 
-def check_batches_match(batch: Any, reg_batch: Any) -> None:
-    """Raises a ValueError unless both have the same structure and shapes.
+def symbolic(batch: Any) -> Any:
+    """Symbolic tensors like the arrays, tensors or specifications given."""
 
-    Sizes of the batch do not count; sample weights may be missing from
-    either.
+    def like(array: Any) -> Any:
+        shape = getattr(array, "shape", None)
+        if shape is None:
+            return None
+        if not hasattr(array, "dtype"):
+            # A `DataFrame`.
+            array = np.asarray(array)
+        dtype = keras.backend.standardize_dtype(array.dtype)
+        if dtype == "float64":
+            # As Keras casts data.
+            dtype = keras.backend.floatx()
+        kind = type(array).__name__
+        return keras.KerasTensor(
+            (None, *shape[1:]),
+            dtype,
+            sparse=kind.startswith("Sparse") or hasattr(array, "tocoo"),
+            ragged=kind.startswith("Ragged"),
+            ragged_rank=getattr(array, "ragged_rank", None),
+        )
+
+    return tree.map_structure(like, tree.lists_to_tuples(batch))
+
+
+def one_batch(reg_data: Any) -> Any:
+    """`reg_data` of `train_on_batch` as arrays that TensorFlow takes.
+
+    Raises:
+        ValueError: If they are not arrays, or there are no examples.
+    """
+    try:
+        batch = keras.utils.unpack_x_y_sample_weight(reg_data)
+        if can_convert_arrays(batch) and num_rows(batch[0]):
+            inputs = array_inputs(get_data_adapter(*batch))
+            return tree.map_structure(as_tensor, tree.lists_to_tuples(inputs))
+        error = None
+    except CONVERSION_ERRORS as keras_error:
+        error = keras_error
+    raise ValueError(
+        "`train_on_batch` takes as `reg_data` one batch of arrays, `(x, y)` or "
+        "`(x, y, sample_weight)`, with at least one example. "
+        + (f"The error was: {error}\n" if error else "")
+        + f"Received: reg_data={describe(reg_data)}"
+    ) from error
+
+
+def with_ranks_of(batch: Any, reg_batch: Any) -> Any:
+    """Drops or adds a last axis of size 1 where `batch` has none or has one.
+
+    `(n,)` and `(n, 1)` hold the same numbers, and a pandas `Series` comes as
+    the latter. Most losses take both, some broadcast one against the other.
+
+    Args:
+        batch: Symbolic tensors like the training batch, or `None`.
+        reg_batch: The regularization batch.
+
+    Returns:
+        `reg_batch` as `(x, y, sample_weight)`.
+    """
+    reg_batch = tree.lists_to_tuples(reg_batch)
+    parts = list(keras.utils.unpack_x_y_sample_weight(reg_batch))
+    likes = keras.utils.unpack_x_y_sample_weight(batch)
+    for i, like in enumerate(likes[:2]):
+        if _same_structure(parts[i], like):
+            parts[i] = tree.map_structure(_with_rank_of, parts[i], like)
+    return tuple(parts)
+
+
+def _with_rank_of(array: Any, like: Any) -> Any:
+    if array is None or like is None:
+        return array
+    shape, missing = array.shape, len(like.shape) - len(array.shape)
+    if missing == 1 and like.shape[-1] == 1:
+        return ops.expand_dims(array, -1)
+    if missing == -1 and len(shape) > 1 and shape[-1] == 1:
+        return ops.squeeze(array, -1)
+    return array
+
+
+def check_batches_match(
+    batch: Any, reg_batch: Any, sizes: bool = False
+) -> None:
+    """Raises a ValueError where the batches differ in structure or rank.
+
+    A model may take axes of any size: sequences, or images. So sizes may
+    differ in x, and in y where they do in x. Sample weights may be missing
+    from either.
+
+    Args:
+        batch: Symbolic tensors like the training batch.
+        reg_batch: The regularization batch.
+        sizes: Whether all sizes must be the same, but that of the batch.
     """
     train = keras.utils.unpack_x_y_sample_weight(batch)
     reg = keras.utils.unpack_x_y_sample_weight(reg_batch)
-    for name, a, b in (("x", train[0], reg[0]), ("y", train[1], reg[1])):
-        if not _match(a, b):
+    same_x = _match(train[0], reg[0], sizes=True)
+    for name, a, b, strict in (
+        ("x", train[0], reg[0], sizes),
+        ("y", train[1], reg[1], sizes or same_x),
+    ):
+        if not _match(a, b, strict):
             raise ValueError(
                 "`reg_data` must have the structure and the shapes of the "
                 f"training data. Expected {name} like {_shapes(a)} (without "
@@ -139,12 +243,55 @@ def check_batches_match(batch: Any, reg_batch: Any) -> None:
             )
 
 
-def _match(a: Any, b: Any) -> bool:
-    """Same structure, and same shapes where both are known."""
-    a, b = tree.lists_to_tuples(a), tree.lists_to_tuples(b)
+def describe(data: Any) -> str:
+    """Data in an error message: types and shapes instead of values."""
+    if isinstance(data, dict):
+        parts = (f"{key!r}: {describe(value)}" for key, value in data.items())
+        return "{" + ", ".join(parts) + "}"
+    shape = getattr(data, "shape", None)
+    if shape is not None:
+        return f"{type(data).__name__} of shape {tuple(shape)}"
+    if isinstance(data, (tuple, list)) and len(data) < 10:
+        return "(" + ", ".join(map(describe, data)) + ")"
+    return str(data) if data is None else type(data).__name__
+
+
+def num_rows(structure: Any) -> int:
+    """Examples in a structure of arrays."""
+    sizes = (a.shape[0] for a in tree.flatten(structure) if a is not None)
+    return max(map(int, sizes), default=0)
+
+
+def as_tensor(array: Any) -> Any:
+    """Any array that `fit` takes as a tensor, sparse or ragged if it was."""
+    if array is None:
+        return None
+    converted = convert_to_sliceable(array, target_backend="tensorflow")
+    # Keras packs a sparse tensor with what it takes to slice it.
+    if hasattr(converted, "ragged_indices"):
+        return converted.sparse
+    return ops.convert_to_tensor(converted)
+
+
+def _first_row(array: Any) -> Any:
+    if array is None:
+        return None
+    return as_tensor(convert_to_sliceable(array)[0:1])
+
+
+def _same_structure(a: Any, b: Any) -> bool:
     try:
-        tree.assert_same_structure(a, b)
+        tree.assert_same_structure(
+            tree.lists_to_tuples(a), tree.lists_to_tuples(b)
+        )
     except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _match(a: Any, b: Any, sizes: bool) -> bool:
+    """Same structure and ranks, and sizes where both are known."""
+    if not _same_structure(a, b):
         return False
     for one, other in zip(tree.flatten(a), tree.flatten(b), strict=True):
         if (one is None) != (other is None):
@@ -152,7 +299,9 @@ def _match(a: Any, b: Any) -> bool:
         if one is None:
             continue
         one, other = _shape(one), _shape(other)
-        if len(one) != len(other) or any(
+        if len(one) != len(other):
+            return False
+        if sizes and any(
             None not in (m, n) and m != n
             for m, n in zip(one, other, strict=True)
         ):
@@ -177,8 +326,3 @@ def _is_known(element_spec: Any) -> bool:
     specs = tree.flatten(element_spec)
     ranks = [getattr(getattr(s, "shape", None), "rank", None) for s in specs]
     return None not in ranks
-
-
-def _length(data: Any) -> int:
-    sizes = {int(a.shape[0]) for a in tree.flatten(data) if a is not None}
-    return sizes.pop() if sizes else 0

@@ -45,8 +45,8 @@ FIT_ERRORS = {
         r"Expected x like \(3,\).*Received: x=\(2,\)",
     ),
     "rank of x": (
-        dict(reg_data=(REG_X[:, :, None], REG_Y)),
-        r"Expected x like \(3,\).*Received: x=\(3, 1\)",
+        dict(reg_data=(REG_X[:, None], REG_Y)),
+        r"Expected x like \(3,\).*Received: x=\(1, 3\)",
     ),
     "rank of y": (
         dict(reg_data=(REG_X, np.eye(2)[REG_Y])),

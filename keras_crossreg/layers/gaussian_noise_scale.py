@@ -113,6 +113,8 @@ class GaussianNoiseScale(RhoLayer):
     def call(
         self, inputs: Any, training: bool = False, sampling: bool | None = None
     ) -> Any:
+        # Integers, such as the pixels of images, get noise too.
+        inputs = ops.cast(inputs, self.compute_dtype)
         if not (training or sampling):
             return inputs
         sigma = self.rho_value(self.rho, sampling)

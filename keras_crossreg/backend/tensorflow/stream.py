@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-import itertools
 import types
+from collections.abc import Iterator
 from typing import Any
 
 import keras
 import tensorflow as tf
+from keras import tree
 
+from keras_crossreg._keras import array_inputs
 from keras_crossreg._keras import can_convert_arrays
+from keras_crossreg._keras import convert_to_sliceable
 from keras_crossreg._keras import get_data_adapter
+from keras_crossreg._keras import slice_tensorflow_sparse_wrapper
+from keras_crossreg.regularization_data import CONVERSION_ERRORS
+from keras_crossreg.regularization_data import describe
+from keras_crossreg.regularization_data import num_rows
 
 
 class RegularizationStream:
@@ -29,7 +36,7 @@ class RegularizationStream:
             that goes on meets the batch that comes next.
 
     Raises:
-        ValueError: If there are no examples.
+        ValueError: If Keras does not take the data, or there are no examples.
     """
 
     def __init__(
@@ -39,109 +46,181 @@ class RegularizationStream:
         strategy: tf.distribute.Strategy,
         position: int,
     ) -> None:
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(reg_data)
         self._strategy = strategy
-        self._is_generator = isinstance(x, types.GeneratorType)
-        self._arrays = self._adapter = None
-        if can_convert_arrays((x, y, sample_weight)):
-            self._size = max(int(a.shape[0]) for a in keras.tree.flatten(x))
-            self._batch_size = min(batch_size or 32, self._size)
-            if self._size:
-                # Keras's own conversion of arrays, all of them as one batch.
-                whole = get_data_adapter(
-                    x, y, sample_weight, batch_size=self._size
-                )
-                self._arrays = next(iter(whole.get_tf_dataset()))
-        else:
-            self._adapter = get_data_adapter(x, shuffle=_is_finite(x))
         self._position = position
-        batches = self._batches_from(position)
-        first = next(batches, None)
+        self._arrays: _Arrays | None = None
+        first, error = None, None
+        try:
+            data = keras.utils.unpack_x_y_sample_weight(reg_data)
+            self._is_generator = isinstance(data[0], types.GeneratorType)
+            self._is_shuffled = _is_finite(data[0])
+            self._adapter = get_data_adapter(*data, shuffle=self._is_shuffled)
+            if can_convert_arrays(data):
+                self._arrays = _Arrays(array_inputs(self._adapter))
+                self._batch_size = min(batch_size or 32, self._arrays.size)
+            self._batches = self._batches_from(position)
+            first = next(self._batches, None)
+        except CONVERSION_ERRORS as keras_error:
+            error = keras_error
         if first is None:
             raise ValueError(
-                "`reg_data` must hold at least one example. "
-                f"Received: reg_data={reg_data}"
-            )
-        self._batches = itertools.chain([first], batches)
+                "`reg_data` must hold at least one example, in a form that "
+                "`fit` takes. "
+                + (f"The error was: {error}\n" if error else "")
+                + f"Received: reg_data={describe(reg_data)}"
+            ) from error
+        self._first: Any = [first]
         #: The batch that comes first, as one replica sees it.
-        self.first_batch = keras.tree.map_structure(
-            lambda v: strategy.experimental_local_results(v)[0], first
-        )
+        self.first_batch = tree.map_structure(self._local, first)
 
     def seek(self, position: int) -> None:
         """Goes to a batch, where there is a way back: not in a generator."""
         if position != self._position and not self._is_generator:
+            self.close()
+            self._first = []
             self._batches = self._batches_from(position)
             self._position = position
+
+    def close(self) -> None:
+        """Ends the pass, and the threads that a `PyDataset` reads with."""
+        self._batches.close()
+
+    def not_finite(self) -> Any:
+        """A batch of the examples of arrays that hold a NaN or an infinity.
+
+        `None` if there are none, and for other data.
+        """
+        if self._arrays is None:
+            return None
+        rows = self._arrays.not_finite()[: self._batch_size]
+        return self._arrays.take(rows) if len(rows) else None
 
     def __iter__(self) -> RegularizationStream:
         return self
 
     def __next__(self) -> Any:
-        batch = next(self._batches, None)
         self._position += 1
+        if self._first:
+            return self._first.pop()
+        batch = next(self._batches, None)
         if batch is None:
             raise ValueError(
                 "`reg_data` ran out of batches: a generator must go on as "
                 "long as training does. Pass arrays, a `tf.data.Dataset` or a "
-                "`PyDataset`, or a generator that never ends."
+                "`PyDataset`, or a generator that never ends. "
+                f"Received: reg_data={type(self._adapter).__name__}"
             )
         return batch
 
-    def _batches_from(self, position: int) -> Any:
-        if self._adapter is not None:
-            return self._cycle(self._adapter, position)
-        if self._arrays is None:
-            return iter(())
-        dataset = self._shuffled_arrays(position)
-        return iter(self._strategy.experimental_distribute_dataset(dataset))
+    def _local(self, value: Any) -> Any:
+        value = self._strategy.experimental_local_results(value)[0]
+        # So does Keras hand on a `None` in a batch.
+        return None if isinstance(value, tf.experimental.Optional) else value
 
-    def _shuffled_arrays(self, position: int) -> tf.data.Dataset:
+    def _batches_from(self, position: int) -> Any:
+        if self._arrays is not None:
+            return self._shuffled(self._arrays, position)
+        return self._cycle(position)
+
+    def _shuffled(self, arrays: _Arrays, position: int) -> Iterator[Any]:
         """Shuffled anew in each pass, without partial batches.
 
         The order depends on the number of the pass alone: it is the same in
         every process of a cluster, and in a run that was interrupted.
         """
-        size, arrays = self._size, self._arrays
-        first_pass, skipped = divmod(position * self._batch_size, size)
+        if not arrays.size:
+            return
+        first_pass, skipped = divmod(position * self._batch_size, arrays.size)
 
         def order(number: tf.Tensor) -> tf.data.Dataset:
-            keys = tf.random.stateless_uniform([size], seed=[number, 0])
+            keys = tf.random.stateless_uniform([arrays.size], seed=[number, 0])
             return tf.data.Dataset.from_tensor_slices(tf.argsort(keys))
 
-        return (
+        dataset = (
             tf.data.Dataset.counter(first_pass)
             .flat_map(order)
             .skip(skipped)
             .batch(self._batch_size, drop_remainder=True)
-            .map(
-                lambda i: tf.nest.map_structure(
-                    lambda array: tf.gather(array, i), arrays
-                )
-            )
+            .map(arrays.take)
             .prefetch(1)
         )
+        yield from self._strategy.experimental_distribute_dataset(dataset)
 
-    def _cycle(self, adapter: Any, position: int) -> Any:
+    def _cycle(self, position: int) -> Iterator[Any]:
         """Passes over the data, one after another, while there are any."""
+        adapter, distribute = (
+            self._adapter,
+            self._strategy.experimental_distribute_dataset,
+        )
         dataset = adapter.get_tf_dataset()
-        whole = self._strategy.experimental_distribute_dataset(dataset)
-        if position and adapter.num_batches:
-            rest = dataset.skip(position % adapter.num_batches)
-            rest = self._strategy.experimental_distribute_dataset(rest)
-        else:
-            rest = whole
+        whole = rest = distribute(dataset)
+        if position and not (self._is_generator or self._is_shuffled):
+            length = adapter.num_batches
+            rest = distribute(
+                dataset.skip(position % length)
+                if length
+                # Of unknown length: count through as many passes as it takes.
+                else dataset.repeat().skip(position)
+            )
         seen = True
         while seen:
             # A second pass over a generator would repeat the first batches
             # alone, which Keras remembers.
             seen = False
             adapter.on_epoch_begin()
-            for batch in rest:
-                seen = not self._is_generator
-                yield batch
-            adapter.on_epoch_end()
+            try:
+                for batch in rest:
+                    seen = not self._is_generator
+                    yield batch
+            finally:
+                adapter.on_epoch_end()
             rest = whole
+
+
+class _Arrays:
+    """A structure of arrays, of any kind that `fit` takes, to take rows of."""
+
+    def __init__(self, structure: Any) -> None:
+        self._structure = tree.lists_to_tuples(structure)
+        self.size = num_rows(structure)
+        # Batches are made on the CPU.
+        with tf.device("CPU"):
+            self._columns = [
+                self._column(a) for a in tree.flatten(self._structure)
+            ]
+
+    @staticmethod
+    def _column(array: Any) -> Any:
+        if array is None:
+            return None
+        column = convert_to_sliceable(array, target_backend="tensorflow")
+        # A tuple is a sparse tensor, with what it takes to slice it.
+        if isinstance(column, tuple):
+            return column
+        return keras.ops.convert_to_tensor(column)
+
+    def take(self, rows: Any) -> Any:
+        """The examples with these numbers, in the structure of the arrays."""
+
+        def take_one(column: Any) -> Any:
+            if column is None:
+                return None
+            if isinstance(column, tuple):
+                return slice_tensorflow_sparse_wrapper(column, rows)
+            return tf.gather(column, rows)
+
+        flat = [take_one(column) for column in self._columns]
+        return tree.pack_sequence_as(self._structure, flat)
+
+    def not_finite(self) -> Any:
+        """The numbers of the examples that hold a NaN or an infinity."""
+        finite = tf.ones([self.size], "bool")
+        for column in self._columns:
+            if isinstance(column, tf.Tensor) and column.dtype.is_floating:
+                axes = list(range(1, column.shape.rank))
+                sums = tf.reduce_sum(column, axes)
+                finite &= tf.math.is_finite(sums)
+        return tf.where(~finite)[:, 0]
 
 
 def _is_finite(x: Any) -> bool:

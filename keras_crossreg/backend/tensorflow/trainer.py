@@ -5,7 +5,9 @@ from __future__ import annotations
 import warnings
 
 import keras
+import numpy as np
 import tensorflow as tf
+from keras import tree
 
 from keras_crossreg import _keras
 from keras_crossreg import regularization_data as data_lib
@@ -33,6 +35,7 @@ class TensorFlowTrainer:
 
     def rho_step(self, data):
         """`rho <- rho - b dL_reg(theta, rho) / drho`, at the new theta."""
+        data = data_lib.with_ranks_of(self._reg.like, data)
         loss, y_pred, gradients = self._rho_gradients(data)
         self.rho_optimizer.apply(gradients, self._learning_rho())
         return self._update_reg_metrics(data, loss, y_pred)
@@ -104,7 +107,7 @@ class TensorFlowTrainer:
         reg = self._reg
         reg.loss.update_state(
             _keras.unscale_loss_for_distribution(loss),
-            sample_weight=tf.shape(keras.tree.flatten(y_pred)[0])[0],
+            sample_weight=tf.shape(tree.flatten(y_pred)[0])[0],
         )
         if reg.metrics is not None:
             reg.metrics.update_state(y, y_pred, sample_weight)
@@ -250,7 +253,7 @@ class TensorFlowTrainer:
                     # In no earlier `fit` either.
                     warn_of_no_rho_step(reg.steps, reg.reg_freq, reg.reg_warmup)
             if merge_epochs and not self.stop_training:
-                reg.stream = None
+                self._end_stream()
                 if reg.logs:
                     reg.clear_results()
                 callbacks.next_phase(
@@ -267,11 +270,11 @@ class TensorFlowTrainer:
     def _prepare(self, data, reg_data, reg_batch_size):
         """Checks everything that can be checked before a weight moves."""
         reg = self._reg
-        first_batch, x = None, data[0]
+        like, x = None, data[0]
         if reg_data is not None or not self._is_built:
-            first_batch, x = data_lib.peek(*data)
+            like, x = data_lib.peek(*data)
         if reg_data is None:
-            self._build_on(first_batch)
+            self._build_on(like)
             data_lib.check_reg_data_is_there(self._learning_rho(), reg_data)
         else:
             stream = RegularizationStream(
@@ -280,28 +283,55 @@ class TensorFlowTrainer:
                 self.distribute_strategy,
                 position=_keras.count_steps(self.rho_optimizer),
             )
-            self._build_on(first_batch)
-            if first_batch is not None:
-                data_lib.check_batches_match(first_batch, stream.first_batch)
-            self._check_rho_step(stream.first_batch)
-            if self._learning_rho():
+            if self._check_reg_batch(like, stream.first_batch):
+                self._check_finite(stream.not_finite())
                 reg.clear_results()
             if self.rho_variables:
                 reg.stream = stream
-            else:
-                warnings.warn(
-                    "The model has no rho: `reg_data` is not used.",
-                    stacklevel=3,
-                )
         self._build_optimizers()
         reg.steps, reg.steps_are_stale = None, True
         return x, *data[1:]
 
+    def _check_reg_batch(self, like, batch):
+        """Whether a regularization batch fits the training data and the model.
+
+        `like`: symbolic tensors like the training batch, or `None`. Returns
+        the rho that will learn.
+        """
+        reg = self._reg
+        self._build_on(like)
+        learning = self._learning_rho()
+        checked = (
+            [id(v) for v in learning],
+            data_lib.describe(like),
+            data_lib.describe(batch),
+        )
+        if checked != reg.checked:
+            reg.like = like
+            batch = data_lib.with_ranks_of(like, batch)
+            if like is not None:
+                data_lib.check_batches_match(like, batch)
+            if learning:
+                self._check_rho_step(learning, batch)
+            elif not self.rho_variables:
+                warnings.warn(
+                    "The model has no rho: `reg_data` is not used.",
+                    stacklevel=4,
+                )
+            self._build_optimizers()
+            reg.checked = checked
+        return learning
+
     def _finish(self):
         """Ends the learning of rho in this call of `fit`."""
-        self._reg.stream = None
+        self._end_stream()
         self._reg.logs = {}
         self._reg.show_metrics = False
+
+    def _end_stream(self):
+        if self._reg.stream is not None:
+            self._reg.stream.close()
+        self._reg.stream = None
 
     @property
     def _is_built(self):
@@ -314,18 +344,14 @@ class TensorFlowTrainer:
         if batch is None or self._is_built:
             return
         x, _, _ = keras.utils.unpack_x_y_sample_weight(batch)
-
-        def symbolic(array):
-            if array is None:
-                return None
-            dtype = tf.as_dtype(array.dtype).name
-            if dtype == "float64":
-                # As Keras casts data.
-                dtype = keras.backend.floatx()
-            return keras.KerasTensor((None, *array.shape[1:]), dtype)
-
         with self.distribute_strategy.scope():
-            self(keras.tree.map_structure(symbolic, x))
+            if not any(v is not None and v.ragged for v in tree.flatten(x)):
+                self(x)
+                return
+            # Keras makes a symbolic ragged tensor a dense one.
+            tf.function(self).get_concrete_function(
+                tree.map_structure(_type_spec, x)
+            )
 
     def _build_optimizers(self):
         """Builds each optimizer on its own variables.
@@ -342,15 +368,8 @@ class TensorFlowTrainer:
                 if optimizer is not None and not optimizer.built:
                     optimizer.build(variables)
 
-    def _check_rho_step(self, batch):
+    def _check_rho_step(self, rho, batch):
         """Traces the gradient of rho, without moving anything."""
-        rho = self._learning_rho()
-        shapes = keras.tree.map_structure(
-            lambda a: None if a is None else a.shape, batch
-        )
-        checked = ([id(v) for v in rho], str(shapes))
-        if not rho or checked == self._reg.checked:
-            return
         gradients = []
 
         def trace(data):
@@ -360,16 +379,19 @@ class TensorFlowTrainer:
                 self._reg.metrics.build(y, y_pred)
 
         try:
-            if self.run_eagerly:
-                with self._kept_seeds():
+            with self._kept_seeds():
+                if self.run_eagerly:
                     trace(batch)
-            else:
-                tf.function(trace).get_concrete_function(batch)
+                else:
+                    tf.function(trace).get_concrete_function(batch)
         except (ValueError, TypeError, KeyError, tf.errors.OpError) as error:
+            if self._reg.like is not None:
+                # Says more, where it is the sizes.
+                data_lib.check_batches_match(self._reg.like, batch, sizes=True)
             raise ValueError(
                 "The regularization pass failed: `reg_data` must hold inputs "
                 "and targets that fit the model and its loss. The error was: "
-                f"{error}\nReceived: a batch of reg_data of shapes {shapes}"
+                f"{error}\nReceived: reg_data={data_lib.describe(batch)}"
             ) from error
         lost = [
             v.path
@@ -383,7 +405,26 @@ class TensorFlowTrainer:
                 "sampling=True)`), or a gradient is stopped on the way. "
                 f"Received: rho={lost}"
             )
-        self._reg.checked = checked
+
+    def _check_finite(self, batch):
+        """Refuses examples that would make rho not a number, for good.
+
+        `batch`: examples that hold a NaN or an infinity, or `None`. A model
+        or a loss may know how to mask them.
+        """
+        if batch is None:
+            return
+        batch = data_lib.with_ranks_of(self._reg.like, batch)
+        with self._kept_seeds():
+            loss, _, gradients = self._rho_gradients(batch)
+        if not all(np.isfinite(v).all() for v in (loss, *gradients)):
+            shapes = data_lib.describe(batch)
+            raise ValueError(
+                "There are NaN or infinities in `reg_data`, and they make the "
+                "regularization loss one too. Leave such examples out, or "
+                "mask them in the model and in the loss. "
+                f"Received: reg_data={shapes}, the first that hold any"
+            )
 
     def train_on_batch(
         self,
@@ -412,12 +453,11 @@ class TensorFlowTrainer:
             As `keras.Model.train_on_batch`; with `reg_data` and
             `return_dict=True` also `reg_loss` and the regularization metrics.
         """
-        stream = None
+        learning = []
         if reg_data is not None and self.compiled:
-            size = keras.tree.flatten(reg_data)[0].shape[0]
-            self._prepare((x, y, sample_weight), reg_data, size)
-            stream = self._reg.stream
-            self._finish()
+            batch = data_lib.one_batch(reg_data)
+            like = data_lib.symbolic((x, y, sample_weight))
+            learning = self._check_reg_batch(like, batch)
         logs = super().train_on_batch(
             x,
             y,
@@ -425,9 +465,9 @@ class TensorFlowTrainer:
             class_weight=class_weight,
             return_dict=return_dict,
         )
-        if stream is not None and self._learning_rho():
+        if learning:
             self._reg.metrics_are_stale = True
-            self._run_rho_step(next(stream))
+            self._run_rho_step(batch)
             if return_dict:
                 for name, value in self._reg.logs.items():
                     logs[name] = float(value)
@@ -463,3 +503,12 @@ class TensorFlowTrainer:
         if reg.show_metrics:
             results.update(reg.results() if reg.has_results else reg.logs)
         return results
+
+
+def _type_spec(tensor):
+    """Of a symbolic tensor."""
+    if tensor.ragged:
+        return tf.RaggedTensorSpec(
+            tensor.shape, tensor.dtype, tensor.ragged_rank
+        )
+    return tf.TensorSpec(tensor.shape, tensor.dtype)
