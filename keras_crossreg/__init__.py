@@ -3,6 +3,7 @@
 from keras_crossreg import callbacks
 from keras_crossreg import layers
 from keras_crossreg import metrics
+from keras_crossreg import random
 from keras_crossreg import visualization
 from keras_crossreg.averaged import averaged
 from keras_crossreg.cross_reg_model import CrossRegModel
@@ -22,6 +23,7 @@ __all__ = [
     "layers",
     "mark_rho",
     "metrics",
+    "random",
     "refit",
     "uncertainty",
     "visualization",

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
+# What a call would do to shapes, with the state that it creates.
+from keras.src.backend import compute_output_spec
+
 # A tensor's mask is an attribute that averaging would drop.
 from keras.src.backend import get_keras_mask
 from keras.src.backend import set_keras_mask
@@ -61,6 +64,7 @@ __all__ = [
     "Functional",
     "all_layers",
     "array_inputs",
+    "build_metrics",
     "compute_loss",
     "can_convert_arrays",
     "convert_to_sliceable",
@@ -135,6 +139,15 @@ def compute_loss(model: Any, x: Any, y: Any, y_pred: Any, weight: Any) -> Any:
     return model._compute_loss(
         x=x, y=y, y_pred=y_pred, sample_weight=weight, training=False
     )
+
+
+def build_metrics(metrics: CompileMetrics, *symbolic: Any) -> None:
+    """Creates the state of metrics from `KerasTensor`s, as Keras's own is.
+
+    Some create it only when they are updated, which inside a compiled step of
+    a strategy is too late.
+    """
+    compute_output_spec(metrics.update_state, *symbolic)
 
 
 def inner_optimizer(optimizer: Any) -> Any:

@@ -18,7 +18,19 @@ class SeedGenerator(keras.random.SeedGenerator):
     """A `keras.random.SeedGenerator` that differs from replica to replica.
 
     Keras's own gives every replica of a `tf.distribute.Strategy` the same
-    seeds, and so the same noise on other examples.
+    seeds, and so the same noise on other examples. On one device the two are
+    the same, number for number.
+
+    Args:
+        seed: Integer, optional random seed.
+        name: String, optional name.
+
+    Example:
+
+    >>> class Jitter(kcr.layers.RhoLayer):
+    ...     def __init__(self, **kwargs):
+    ...         super().__init__(**kwargs)
+    ...         self.seed_generator = kcr.random.SeedGenerator()
     """
 
     def next(self, ordered: bool = True) -> Any:

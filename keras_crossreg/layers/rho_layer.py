@@ -29,14 +29,16 @@ class RhoLayer(keras.layers.Layer):
     none sets `stochastic = False` on its class. Both flags reach the layer by
     themselves, through any nesting of models; for that `sampling` must have
     the default `None`: Keras writes any other into the graph of a functional
-    model, for good.
+    model, for good. Seeds come from a `kcr.random.SeedGenerator`, which draws
+    noise of its own on every replica of a strategy; with Keras's own all of
+    them draw the same.
 
     Example:
 
     >>> class Jitter(kcr.layers.RhoLayer):
     ...     def __init__(self, **kwargs):
     ...         super().__init__(**kwargs)
-    ...         self.seed_generator = keras.random.SeedGenerator()
+    ...         self.seed_generator = kcr.random.SeedGenerator()
     ...     def build(self, input_shape):
     ...         self.rho = self.add_rho("width", start=0.1, meaning="width")
     ...     def call(self, inputs, training=False, sampling=None):

@@ -15,6 +15,8 @@ from keras_crossreg._keras import can_convert_arrays
 from keras_crossreg._keras import convert_to_sliceable
 from keras_crossreg._keras import get_data_adapter
 from keras_crossreg._keras import slice_tensorflow_sparse_wrapper
+from keras_crossreg.backend.tensorflow.replicas import count_examples
+from keras_crossreg.backend.tensorflow.replicas import first_replica
 from keras_crossreg.regularization_data import CONVERSION_ERRORS
 from keras_crossreg.regularization_data import describe
 from keras_crossreg.regularization_data import num_rows
@@ -36,7 +38,8 @@ class RegularizationStream:
             that goes on meets the batch that comes next.
 
     Raises:
-        ValueError: If Keras does not take the data, or there are no examples.
+        ValueError: If Keras does not take the data, if there are no examples,
+            or not one for every replica.
     """
 
     def __init__(
@@ -69,9 +72,10 @@ class RegularizationStream:
                 + (f"The error was: {error}\n" if error else "")
                 + f"Received: reg_data={describe(reg_data)}"
             ) from error
+        _check_every_replica_has_examples(strategy, first)
         self._first: Any = [first]
         #: The batch that comes first, as one replica sees it.
-        self.first_batch = tree.map_structure(self._local, first)
+        self.first_batch = first_replica(strategy, first)
 
     def seek(self, position: int) -> None:
         """Goes to a batch, where there is a way back: not in a generator."""
@@ -112,11 +116,6 @@ class RegularizationStream:
             )
         return batch
 
-    def _local(self, value: Any) -> Any:
-        value = self._strategy.experimental_local_results(value)[0]
-        # So does Keras hand on a `None` in a batch.
-        return None if isinstance(value, tf.experimental.Optional) else value
-
     def _batches_from(self, position: int) -> Any:
         if self._arrays is not None:
             return self._shuffled(self._arrays, position)
@@ -136,6 +135,11 @@ class RegularizationStream:
             keys = tf.random.stateless_uniform([arrays.size], seed=[number, 0])
             return tf.data.Dataset.from_tensor_slices(tf.argsort(keys))
 
+        # As Keras's arrays: each worker of a cluster has its part of a batch.
+        options = tf.data.Options()
+        options.experimental_distribute.auto_shard_policy = (
+            tf.data.experimental.AutoShardPolicy.DATA
+        )
         dataset = (
             tf.data.Dataset.counter(first_pass)
             .flat_map(order)
@@ -143,6 +147,7 @@ class RegularizationStream:
             .batch(self._batch_size, drop_remainder=True)
             .map(arrays.take)
             .prefetch(1)
+            .with_options(options)
         )
         yield from self._strategy.experimental_distribute_dataset(dataset)
 
@@ -221,6 +226,23 @@ class _Arrays:
                 sums = tf.reduce_sum(column, axes)
                 finite &= tf.math.is_finite(sums)
         return tf.where(~finite)[:, 0]
+
+
+def _check_every_replica_has_examples(
+    strategy: tf.distribute.Strategy, batch: Any
+) -> None:
+    replicas = strategy.num_replicas_in_sync
+    if replicas == 1:
+        return
+    examples, filled = count_examples(strategy, batch)
+    if filled < replicas:
+        raise ValueError(
+            f"Each of the {replicas} replicas of the strategy needs an "
+            "example of every regularization batch: give `reg_data` larger "
+            "batches (`reg_batch_size` for arrays), best a multiple of the "
+            f"number of replicas. Received: a batch of {examples} examples, "
+            f"which leaves {replicas - filled} of the replicas without any"
+        )
 
 
 def _is_finite(x: Any) -> bool:

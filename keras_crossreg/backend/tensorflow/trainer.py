@@ -14,6 +14,8 @@ from keras_crossreg import regularization_data as data_lib
 from keras_crossreg.backend.tensorflow.merge import OneRun
 from keras_crossreg.backend.tensorflow.merge import merge
 from keras_crossreg.backend.tensorflow.merge import num_batches
+from keras_crossreg.backend.tensorflow.replicas import first_replica
+from keras_crossreg.backend.tensorflow.replicas import for_a_cluster
 from keras_crossreg.backend.tensorflow.stream import RegularizationStream
 from keras_crossreg.guards import warn_of_nan_monitors
 from keras_crossreg.guards import warn_of_no_rho_step
@@ -77,6 +79,11 @@ class TensorFlowTrainer:
             return {**logs, **reg.logs}
 
         self.train_function = alternate
+
+    def _make_function(self, step_function):
+        # Keras's, of both steps and of `evaluate`.
+        step = for_a_cluster(self.distribute_strategy, step_function)
+        return super()._make_function(step)
 
     def _count_rho_steps(self):
         """Multiples of r, after the warm-up, among the steps just taken."""
@@ -353,6 +360,16 @@ class TensorFlowTrainer:
                 tree.map_structure(_type_spec, x)
             )
 
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        strategy = self.distribute_strategy
+        if iterator is not None and strategy.num_replicas_in_sync > 1:
+            # Keras averages a batch over the replicas to see its shapes, which
+            # fails for those of a cluster, and where a replica has no example.
+            _, _, batches = next(iter(iterator))
+            data_batch = first_replica(strategy, next(batches))
+            iterator = None
+        super()._maybe_symbolic_build(iterator, data_batch)
+
     def _build_optimizers(self):
         """Builds each optimizer on its own variables.
 
@@ -370,13 +387,12 @@ class TensorFlowTrainer:
 
     def _check_rho_step(self, rho, batch):
         """Traces the gradient of rho, without moving anything."""
+        y_pred = None
         gradients = []
 
         def trace(data):
-            _, y_pred, gradients[:] = self._rho_gradients(data)
-            _, y, _ = keras.utils.unpack_x_y_sample_weight(data)
-            if self._reg.metrics is not None and not self._reg.metrics.built:
-                self._reg.metrics.build(y, y_pred)
+            nonlocal y_pred, gradients
+            _, y_pred, gradients = self._rho_gradients(data)
 
         try:
             with self._kept_seeds():
@@ -384,6 +400,13 @@ class TensorFlowTrainer:
                     trace(batch)
                 else:
                     tf.function(trace).get_concrete_function(batch)
+            metrics = self._reg.metrics
+            if metrics is not None and not metrics.built:
+                _, y, weight = keras.utils.unpack_x_y_sample_weight(batch)
+                with self.distribute_strategy.scope():
+                    _keras.build_metrics(
+                        metrics, *map(data_lib.symbolic, (y, y_pred, weight))
+                    )
         except (ValueError, TypeError, KeyError, tf.errors.OpError) as error:
             if self._reg.like is not None:
                 # Says more, where it is the sizes.

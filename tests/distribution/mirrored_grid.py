@@ -1,0 +1,302 @@
+"""MirroredStrategy with everything else; `tests/test_distribution.py` runs it."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers import assert_same
+from helpers import compile_model
+from helpers import make_data
+from helpers import make_model
+from helpers import values
+from still import assert_close
+from still import still_model
+from still import train
+from still import twin_data
+from two_devices import ONE
+from two_devices import TWO
+
+import keras_crossreg as kcr
+
+# Each a function, as metrics and optimizers belong to one model.
+MODES = {
+    "eager": lambda: dict(run_eagerly=True),
+    "eager, steps_per_execution=2": lambda: dict(
+        run_eagerly=True, steps_per_execution=2
+    ),
+    "Adam": lambda: dict(
+        optimizer=keras.optimizers.Adam, rho_optimizer=keras.optimizers.Adam
+    ),
+    "use_ema": lambda: on_both(keras.optimizers.SGD, use_ema=True),
+    "loss scaling": lambda: on_both(scaled),
+    "metrics": lambda: dict(
+        loss="categorical_crossentropy",
+        metrics=[keras.metrics.F1Score()],
+        weighted_metrics=["accuracy"],
+    ),
+}
+
+# What TensorFlow refuses of a step with several replicas.
+REFUSED = {
+    "steps_per_execution=2": (
+        dict(steps_per_execution=2),
+        tf.errors.InvalidArgumentError,
+        "You must feed a value for placeholder",
+    ),
+    "gradient_accumulation_steps": (
+        dict(
+            optimizer=lambda: keras.optimizers.SGD(
+                gradient_accumulation_steps=2
+            )
+        ),
+        RuntimeError,
+        "`merge_call` called while defining a new graph",
+    ),
+    "jit_compile": (
+        dict(jit_compile=True),
+        tf.errors.InvalidArgumentError,
+        "Trying to access resource .* from device",
+    ),
+}
+
+
+def on_both(optimizer, **kwargs):
+    return dict.fromkeys(
+        ("optimizer", "rho_optimizer"),
+        lambda rate: optimizer(rate, **kwargs),
+    )
+
+
+def scaled(rate):
+    return keras.optimizers.LossScaleOptimizer(
+        keras.optimizers.SGD(rate), initial_scale=256
+    )
+
+
+def one_hot(data):
+    return data[0], np.eye(2, dtype="float32")[data[1]]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_equals_one_device(mode):
+    arguments = {}
+    if mode == "metrics":
+        x, y = one_hot(twin_data())
+        arguments = dict(
+            x=x,
+            y=y,
+            reg_data=one_hot(make_data(14, seed=1)),
+            validation_data=one_hot(make_data(10, seed=2)),
+        )
+    assert_close(
+        *(train(strategy, MODES[mode](), **arguments) for strategy in (TWO, ONE))
+    )
+
+
+
+@pytest.mark.parametrize("mode", REFUSED)
+@pytest.mark.parametrize("cls", [kcr.CrossRegModel, keras.Model])
+def test_what_tensorflow_refuses(cls, mode):
+    arguments, error, message = REFUSED[mode]
+    arguments = dict(arguments)
+    with TWO.scope():
+        model = still_model(cls)
+        model.compile(
+            arguments.pop("optimizer", keras.optimizers.SGD)(),
+            "sparse_categorical_crossentropy",
+            **arguments,
+        )
+    reg = dict(reg_data=make_data(14, seed=1)) if cls is not keras.Model else {}
+    with pytest.raises(error, match=message):
+        model.fit(*twin_data(), batch_size=8, verbose=0, **reg)
+
+
+def test_a_model_without_rho_is_a_keras_model():
+    results = []
+    for cls in (kcr.CrossRegModel, keras.Model):
+        with TWO.scope():
+            model = make_model(rho=False, cls=cls, dropout=0.2)
+            model.compile(
+                "adam", "sparse_categorical_crossentropy", metrics=["accuracy"]
+            )
+        history = model.fit(
+            *make_data(),
+            # Keras cannot build a model on parts of different sizes.
+            batch_size=10,
+            epochs=2,
+            validation_data=make_data(8, seed=1),
+            verbose=0,
+        ).history
+        results.append((model, history))
+    (ours, history), (theirs, expected) = results
+    assert history == expected
+    assert_same(values(ours.weights), values(theirs.weights))
+
+
+def test_compiled_outside_of_the_scope():
+    for cls in (kcr.CrossRegModel, keras.Model):
+        with TWO.scope():
+            model = still_model(cls)
+        model.compile("adam", "sparse_categorical_crossentropy")
+        reg = dict(reg_data=make_data(14, seed=1)) if cls is not keras.Model else {}
+        with pytest.raises(RuntimeError, match="Mixing different"):
+            model.fit(*twin_data(), verbose=0, **reg)
+
+
+# Data.
+
+
+def as_dataset(data, batch_size, **kwargs):
+    dataset = tf.data.Dataset.from_tensor_slices(data)
+    return dataset.batch(batch_size, **kwargs)
+
+
+class Batches(keras.utils.PyDataset):
+    def __init__(self, data, batch_size, **kwargs):
+        super().__init__(**kwargs)
+        self.data, self.batch_size = data, batch_size
+
+    def __len__(self):
+        return -(-len(self.data[0]) // self.batch_size)
+
+    def __getitem__(self, i):
+        rows = slice(i * self.batch_size, (i + 1) * self.batch_size)
+        return tuple(a[rows] for a in self.data)
+
+
+def generate(data, batch_size):
+    batches = Batches(data, batch_size)
+    while True:
+        for i in range(len(batches)):
+            yield batches[i]
+
+
+@pytest.mark.parametrize("form", [as_dataset, Batches, generate])
+def test_forms_of_data(form):
+    arguments = dict(x=form(twin_data(), 8), y=None, steps_per_epoch=3)
+    results = []
+    for strategy in (TWO, ONE):
+        # One batch a pass: the order of a `PyDataset` is shuffled.
+        arguments["reg_data"] = form(make_data(6, seed=1), 6)
+        if form is generate:
+            arguments["x"] = form(twin_data(), 8)
+        results.append(
+            train(
+                strategy,
+                **arguments,
+                batch_size=None,
+                reg_batch_size=None,
+                validation_data=as_dataset(make_data(10, seed=2), 5),
+            )
+        )
+    assert_close(*results)
+
+
+def test_partial_batches_that_leave_a_replica_without_examples():
+    # 9 training rows in batches of 4 and 5 regularization rows in batches of 2:
+    # the last ones have one row.
+    model, history = train(
+        TWO,
+        dict(reg_freq=1),
+        lambda: still_model(batch_norm=False),
+        x=as_dataset(make_data(9), 4),
+        y=None,
+        batch_size=None,
+        reg_data=as_dataset(make_data(5, seed=1), 2),
+        reg_batch_size=None,
+    )
+    assert int(model.rho_optimizer.iterations.numpy()) == 9
+    assert all(np.isfinite(v).all() for v in values(model.weights))
+    assert all(np.isfinite(v).all() for v in history.values())
+
+
+def test_one_training_example():
+    x, y = make_data(1)
+    model, history = train(
+        TWO, make=lambda: still_model(batch_norm=False), x=x, y=y
+    )
+    assert all(np.isfinite(v).all() for v in values(model.weights))
+    assert np.isfinite(history["loss"]).all()
+
+
+# What a model goes through.
+
+
+def test_merge_epochs():
+    assert_close(
+        *(
+            train(
+                strategy,
+                make=lambda: still_model(batch_norm=False),
+                merge_epochs=1,
+                # 24 + 14 + 2: the last batch is a whole one.
+                reg_data=make_data(16, seed=1),
+            )
+            for strategy in (TWO, ONE)
+        )
+    )
+
+
+def test_rho_are_set_and_frozen():
+    model, _ = train(TWO, epochs=1)
+    model.set_rho({"norm/magnitude": 2.5})
+    model.freeze_rho()
+    model.fit(*twin_data(), batch_size=8, verbose=0)
+    assert model.get_rho()["norm/magnitude"] == pytest.approx(2.5)
+    model.unfreeze_rho()
+    model.fit(*twin_data(), reg_data=make_data(14, seed=1), epochs=3, verbose=0)
+    assert model.get_rho()["norm/magnitude"] != pytest.approx(2.5)
+
+
+def test_refit_and_wrap_in_the_scope():
+    model, _ = train(TWO, epochs=1)
+    with TWO.scope():
+        final = kcr.refit(model, *twin_data(), batch_size=8, verbose=0)
+        plain = still_model(keras.Model)
+        wrapped = kcr.wrap(plain)
+        wrapped.compile("sgd", "sparse_categorical_crossentropy", reg_freq=1)
+    assert final.distribute_strategy is TWO
+    assert final.get_rho() == model.get_rho()
+    wrapped.fit(*twin_data(), reg_data=make_data(14, seed=1), verbose=0)
+    assert wrapped.distribute_strategy is TWO
+
+
+def test_saved_on_one_device_and_loaded_on_two(tmp_path):
+    results = []
+    model, _ = train(ONE)
+    model.save(tmp_path / "model.keras")
+    more = dict(
+        reg_data=make_data(14, seed=1),
+        reg_batch_size=6,
+        shuffle=False,
+        batch_size=8,
+        verbose=0,
+    )
+    for strategy in (ONE, TWO):
+        with strategy.scope():
+            model = keras.saving.load_model(tmp_path / "model.keras")
+        results.append((model, model.fit(*twin_data(), **more).history))
+    assert_close(*results)
+
+
+def test_callbacks_save_and_restore(tmp_path):
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 2:
+                raise KeyboardInterrupt
+
+    def callbacks():
+        return [keras.callbacks.BackupAndRestore(tmp_path / "backup")]
+
+    checkpoint = keras.callbacks.ModelCheckpoint(
+        tmp_path / "{epoch}.keras", monitor="reg_loss", mode="min"
+    )
+    with pytest.raises(KeyboardInterrupt):
+        train(TWO, callbacks=[*callbacks(), checkpoint, Stop()])
+    loaded = keras.saving.load_model(tmp_path / "2.keras")
+    resumed, history = train(TWO, callbacks=callbacks())
+    assert len(history["loss"]) == 1
+    undisturbed, _ = train(TWO)
+    for a, b in zip(resumed.weights, undisturbed.weights, strict=True):
+        np.testing.assert_allclose(*values([a, b]), rtol=1e-6)
+    assert int(loaded.optimizer.iterations) == 6

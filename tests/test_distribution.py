@@ -1,0 +1,205 @@
+"""Several replicas: on two devices of one machine, and on two machines.
+
+TensorFlow configures devices and clusters before anything else, so that the
+checks run in processes of their own.
+"""
+
+import ast
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import xml.etree.ElementTree
+
+import keras
+import numpy as np
+import pytest
+from helpers import assert_same
+from helpers import make_data
+from helpers import values
+from still import train
+
+TESTS = pathlib.Path(__file__).parent
+FOLDER = TESTS / "distribution"
+
+
+def environment(**kwargs):
+    path = os.pathsep.join(
+        filter(None, [str(TESTS.parent), os.environ.get("PYTHONPATH")])
+    )
+    # No GPU: it would be one for all.
+    return {
+        **os.environ,
+        "PYTHONPATH": path,
+        "CUDA_VISIBLE_DEVICES": "-1",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        **kwargs,
+    }
+
+
+def names_in(file):
+    """The tests in a file, and the numbers of their parameters."""
+    tree = ast.parse((FOLDER / file).read_text())
+    return [
+        node.name
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+    ]
+
+
+RESULTS = {}
+
+
+def run_tests(file, folder, timeout):
+    """Runs a file of tests in a process of its own, once.
+
+    Returns:
+        `{name: [failures]}`
+    """
+    if file not in RESULTS:
+        report = folder / "report.xml"
+        process = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+            + [f"--junitxml={report}", str(FOLDER / file)],
+            env=environment(),
+            cwd=TESTS.parent,
+            timeout=timeout,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        assert report.exists(), process.stdout
+        results = RESULTS[file] = {}
+        for case in xml.etree.ElementTree.parse(report).iter("testcase"):
+            name = case.attrib["name"].split("[")[0]
+            failures = results.setdefault(name, [])
+            failures += [
+                f"{case.attrib['name']}: {child.text}"
+                for child in case
+                if child.tag in ("failure", "error", "skipped")
+            ]
+    return RESULTS[file]
+
+
+@pytest.mark.parametrize("name", names_in("mirrored.py"))
+def test_mirrored_strategy(name, tmp_path):
+    failures = run_tests("mirrored.py", tmp_path, timeout=300)[name]
+    assert not failures, "\n".join(failures)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", names_in("mirrored_grid.py"))
+def test_mirrored_strategy_with(name, tmp_path):
+    failures = run_tests("mirrored_grid.py", tmp_path, timeout=1800)[name]
+    assert not failures, "\n".join(failures)
+
+
+def free_ports(count):
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("localhost", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+def run_workers(script, *arguments, timeout):
+    """Runs a script as two workers; none of them outlives this call."""
+    workers = [f"localhost:{port}" for port in free_ports(2)]
+    processes = []
+    try:
+        for index in range(2):
+            task = {"type": "worker", "index": index}
+            config = {"cluster": {"worker": workers}, "task": task}
+            processes.append(
+                subprocess.Popen(
+                    [sys.executable, str(script), *map(str, arguments)],
+                    env=environment(TF_CONFIG=json.dumps(config)),
+                    cwd=TESTS.parent,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                )
+            )
+        outputs = [p.communicate(timeout=timeout)[0] for p in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    for process, output in zip(processes, outputs, strict=True):
+        assert process.returncode == 0, output
+    return outputs
+
+
+@pytest.fixture(scope="module")
+def two_workers(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("workers")
+    run_workers(FOLDER / "worker.py", folder, timeout=200)
+    return folder, [dict(np.load(folder / f"worker_{i}.npz")) for i in (0, 1)]
+
+
+def part(kept, prefix):
+    """What a worker kept under names that start so."""
+    return {n: a for n, a in kept.items() if n.startswith(prefix)}
+
+
+def test_two_workers_train_as_one_device(two_workers):
+    _, kept = two_workers
+    model, history = train()
+    for worker in kept:
+        logs = {f"log {name}": value for name, value in history.items()}
+        assert set(part(worker, "log")) == set(logs)
+        weights = {f"weight {i}": v for i, v in enumerate(values(model.weights))}
+        assert set(part(worker, "weight")) == set(weights)
+        for name, value in {**logs, **weights}.items():
+            np.testing.assert_allclose(
+                worker[name], value, rtol=1e-5, atol=1e-5, err_msg=name
+            )
+
+
+def test_two_workers_stay_equal(two_workers):
+    _, (first, second) = two_workers
+    for prefix in ("log", "weight", "prediction", "evaluation"):
+        ours, theirs = part(first, prefix), part(second, prefix)
+        assert ours
+        assert_same([*ours.values()], [*theirs.values()])
+
+
+def test_what_the_chief_saved(two_workers):
+    folder, (first, _) = two_workers
+    model = keras.saving.load_model(folder / "model.keras")
+    assert_same(values(model.weights), [*part(first, "weight").values()])
+    assert int(model.rho_optimizer.iterations) == 4
+    x, y = make_data(8, seed=3)
+    np.testing.assert_allclose(
+        model.predict(x, verbose=0), first["prediction"], rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        model.evaluate(x, y, verbose=0), first["evaluation"], rtol=1e-5
+    )
+
+
+def test_every_worker_draws_noise_of_its_own(two_workers):
+    _, (first, second) = two_workers
+    assert (first["noise"] != second["noise"]).all()
+
+
+@pytest.mark.parametrize("form", ["arrays", "dataset"])
+def test_every_worker_sees_its_part_of_the_regularization_set(
+    two_workers, form
+):
+    # Three batches of four: a pass over the twelve.
+    parts = [worker[f"rows of {form}"] for worker in two_workers[1]]
+    assert [p.shape for p in parts] == [(3, 2), (3, 2)]
+    rows = np.concatenate(parts, axis=1)
+    np.testing.assert_array_equal(np.sort(rows, axis=None), np.arange(12))
+    if form == "dataset":
+        np.testing.assert_array_equal(rows, np.arange(12).reshape(3, 4))
+
+
+def test_both_workers_refuse_too_small_a_batch(two_workers):
+    for worker in two_workers[1]:
+        assert "a batch of 1 examples" in str(worker["error"])
