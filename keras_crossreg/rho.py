@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -20,30 +21,52 @@ class Parametrization:
         to_human: Callable from a tensor of rho to a tensor in human units.
         from_human: Callable from a NumPy array, or a tensor, in human units
             to one of rho.
+        least: Float, the smallest value in human units.
+        most: Float, the largest.
     """
 
     name: str
     to_human: Callable[[Any], Any]
     from_human: Callable[[Any], Any]
+    least: float = -math.inf
+    most: float = math.inf
 
 
 # Below this, `softplus` has no inverse in float32.
 _SMALLEST_POSITIVE = 1e-8
+# Above this, float32 knows 1 alone.
+_LARGEST_RATE = 1 - 1e-7
 
 
 def _inverse_softplus(value: Any) -> Any:
-    xp: Any = ops
-    if not ops.is_tensor(value):
-        xp, value = np, np.asarray(value, "float64")
+    xp, value = _namespace(value)
     value = xp.maximum(value, _SMALLEST_POSITIVE)
     return value + xp.log(-xp.expm1(-value))
+
+
+def _logit(value: Any) -> Any:
+    xp, value = _namespace(value)
+    value = xp.clip(value, _SMALLEST_POSITIVE, _LARGEST_RATE)
+    return xp.log(value) - xp.log1p(-value)
+
+
+def _namespace(value: Any) -> tuple[Any, Any]:
+    """NumPy or `keras.ops`, and the value as an array of it."""
+    if ops.is_tensor(value):
+        return ops, value
+    return np, np.asarray(value, "float64")
 
 
 IDENTITY = Parametrization("identity", lambda rho: rho, lambda value: value)
 
 # value = log(1 + exp(rho)): multiplicative near zero, so that small values
 # are reached in few steps and none is ever negative; additive where large.
-POSITIVE = Parametrization("positive", ops.softplus, _inverse_softplus)
+POSITIVE = Parametrization(
+    "positive", ops.softplus, _inverse_softplus, least=0.0
+)
+
+# value = 1 / (1 + exp(-rho)): a probability, multiplicative near 0 and 1.
+RATE = Parametrization("rate", ops.sigmoid, _logit, least=0.0, most=1.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,17 +178,17 @@ def stored_value(variable: keras.Variable, value: Any) -> np.ndarray:
     """A value in human units as the rho stores it.
 
     Raises:
-        ValueError: If the value is not finite, negative where the rho is
-            positive, or of a shape that does not fit.
+        ValueError: If the value is not finite, out of the range of the
+            parametrization, or of a shape that does not fit.
     """
     array = np.asarray(value, "float64")
     parametrization = rho_info(variable).parametrization
-    negative = parametrization is POSITIVE and bool((array < 0).any())
-    if negative or not np.isfinite(array).all():
+    least, most = parametrization.least, parametrization.most
+    inside = np.isfinite(array) & (array >= least) & (array <= most)
+    if not inside.all():
         raise ValueError(
-            "A rho takes finite values"
-            + (", not negative here. " if parametrization is POSITIVE else ". ")
-            + f"Received: {variable.path}={array}"
+            f"A rho takes finite values, here from {least:g} to {most:g}. "
+            f"Received: {variable.path}={array}"
         )
     if array.ndim and tuple(array.shape) != tuple(variable.shape):
         raise ValueError(
@@ -178,19 +201,31 @@ def stored_value(variable: keras.Variable, value: Any) -> np.ndarray:
     return stored
 
 
-def check_start(name: str, value: Any) -> float:
+def check_start(
+    name: str, value: Any, zero: bool = True, below: float = math.inf
+) -> float:
     """A start value of a positive rho, as a float.
 
+    Args:
+        name: String, of the argument.
+        value: As given.
+        zero: Whether it may be 0.
+        below: What it must be smaller than.
+
     Raises:
-        ValueError: If it is negative or not finite.
+        ValueError: If it is out of range or not finite.
     """
     try:
         number = float(value)
     except (TypeError, ValueError):
         number = float("nan")
-    if not np.isfinite(number) or number < 0:
+    # Not true of "not a number" either.
+    if not (0 < number < below or (zero and number == 0)):
+        allowed = "that is not negative" if zero else "above 0"
+        if below < math.inf:
+            allowed += f" and below {below:g}"
         raise ValueError(
-            f"`{name}` must be a finite number that is not negative. "
+            f"`{name}` must be a finite number {allowed}. "
             f"Received: {name}={value}"
         )
     return number

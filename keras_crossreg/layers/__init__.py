@@ -2,12 +2,16 @@
 
 from keras_crossreg.layers.gaussian_noise_scale import GaussianNoiseScale
 from keras_crossreg.layers.learned_augmentation import LearnedAugmentation
+from keras_crossreg.layers.learned_dropout import LearnedDropout
 from keras_crossreg.layers.norm_magnitude import NormMagnitude
 from keras_crossreg.layers.rho_layer import RhoLayer
+from keras_crossreg.layers.temperature import Temperature
 
 __all__ = [
     "GaussianNoiseScale",
     "LearnedAugmentation",
+    "LearnedDropout",
     "NormMagnitude",
     "RhoLayer",
+    "Temperature",
 ]

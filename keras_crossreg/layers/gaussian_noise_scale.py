@@ -9,6 +9,7 @@ from keras import ops
 
 from keras_crossreg import random
 from keras_crossreg.layers.rho_layer import RhoLayer
+from keras_crossreg.layers.rho_layer import shape_of_axes
 from keras_crossreg.rho import check_start
 from keras_crossreg.rho import human_value
 
@@ -87,23 +88,13 @@ class GaussianNoiseScale(RhoLayer):
         self.rho = self.add_rho(
             "scale",
             start=self.initial_scale,
-            shape=self._rho_shape(input_shape),
-            meaning="noise sigma" + (" / input std" if self.relative else ""),
+            shape=shape_of_axes(self.axis, input_shape),
+            meaning=self._meaning,
         )
 
-    def _rho_shape(self, input_shape: Any) -> tuple[int, ...]:
-        if self.axis is None:
-            return ()
-        axes = self.axis if isinstance(self.axis, tuple) else (self.axis,)
-        rank = len(input_shape)
-        wrong = [a for a in axes if not -rank <= a < rank or a % rank == 0]
-        if wrong or any(input_shape[a] is None for a in axes):
-            raise ValueError(
-                "`axis` must name axes of known size that are not the batch "
-                f"axis. Received: axis={self.axis}, input_shape={input_shape}"
-            )
-        own = {a % rank for a in axes}
-        return tuple(input_shape[a] if a in own else 1 for a in range(1, rank))
+    @property
+    def _meaning(self) -> str:
+        return "noise sigma" + (" / input std" if self.relative else "")
 
     @property
     def scale(self) -> Any:
@@ -117,18 +108,21 @@ class GaussianNoiseScale(RhoLayer):
         inputs = ops.cast(inputs, self.compute_dtype)
         if not (training or sampling):
             return inputs
-        sigma = self.rho_value(self.rho, sampling)
-        if self.relative:
-            axes = tuple(range(1, len(inputs.shape)))
-            # The squares of large inputs are beyond sixteen bits.
-            wide = ops.cast(inputs, "float32")
-            deviation = ops.std(wide, axis=axes, keepdims=True)
-            sigma = sigma * ops.stop_gradient(deviation)
+        sigma = self.rho_value(self.rho, sampling) * self._unit(inputs)
         sigma = ops.cast(sigma, inputs.dtype)
         eps = random.normal(
             ops.shape(inputs), seed=self.seed_generator, dtype=inputs.dtype
         )
         return inputs + sigma * eps
+
+    def _unit(self, inputs: Any) -> Any:
+        """What a sigma of 1 is, in units of the inputs."""
+        if not self.relative:
+            return 1.0
+        axes = tuple(range(1, len(inputs.shape)))
+        # The squares of large inputs are beyond sixteen bits.
+        wide = ops.cast(inputs, "float32")
+        return ops.stop_gradient(ops.std(wide, axis=axes, keepdims=True))
 
     def get_config(self) -> dict[str, Any]:
         config: dict[str, Any] = super().get_config()

@@ -10,6 +10,7 @@ from keras import ops
 
 from keras_crossreg._keras import receive_sampling
 from keras_crossreg.rho import POSITIVE
+from keras_crossreg.rho import Parametrization
 from keras_crossreg.rho import mark_rho
 from keras_crossreg.rho import rho_info
 
@@ -65,8 +66,9 @@ class RhoLayer(keras.layers.Layer):
         start: float | Callable[[], Any],
         shape: tuple[int, ...] = (),
         meaning: str = "",
+        parametrization: Parametrization = POSITIVE,
     ) -> keras.Variable:
-        """Creates a positive rho, float32 under every dtype policy.
+        """Creates a rho, float32 under every dtype policy.
 
         Args:
             name: String, the last part of its path.
@@ -76,16 +78,18 @@ class RhoLayer(keras.layers.Layer):
                 Keras may put off until after `build`.
             shape: Its shape. Defaults to `()`, one number.
             meaning: String, what it means, for `rho_summary()`.
+            parametrization: How the stored value reads in human units.
+                Defaults to a positive number, by a softplus.
 
         Returns:
             The variable, which holds rho; `rho_value` gives human units.
         """
         if callable(start):
-            known, initializer = None, _initializer(start)
+            known, initializer = None, _initializer(start, parametrization)
         else:
             known = start
             initializer = keras.initializers.Constant(
-                float(POSITIVE.from_human(start))
+                float(parametrization.from_human(start))
             )
         return mark_rho(
             self.add_weight(
@@ -97,7 +101,7 @@ class RhoLayer(keras.layers.Layer):
                 trainable=False,
             ),
             meaning=meaning,
-            parametrization=POSITIVE,
+            parametrization=parametrization,
             start=known,
         )
 
@@ -132,5 +136,32 @@ class RhoLayer(keras.layers.Layer):
         return input_shape
 
 
-def _initializer(start: Callable[[], Any]) -> Callable[..., Any]:
-    return lambda shape, dtype: POSITIVE.from_human(start())
+def shape_of_axes(
+    axis: int | tuple[int, ...] | None, input_shape: Any
+) -> tuple[int, ...]:
+    """The shape of a rho with a value for every index of these axes.
+
+    It broadcasts to the inputs; `()` where `axis` is `None`.
+
+    Raises:
+        ValueError: If `axis` holds the batch axis, is out of range or has an
+            unknown size.
+    """
+    if axis is None:
+        return ()
+    axes = axis if isinstance(axis, tuple) else (axis,)
+    rank = len(input_shape)
+    wrong = [a for a in axes if not -rank <= a < rank or a % rank == 0]
+    if wrong or any(input_shape[a] is None for a in axes):
+        raise ValueError(
+            "`axis` must name axes of known size that are not the batch "
+            f"axis. Received: axis={axis}, input_shape={input_shape}"
+        )
+    own = {a % rank for a in axes}
+    return tuple(input_shape[a] if a in own else 1 for a in range(1, rank))
+
+
+def _initializer(
+    start: Callable[[], Any], parametrization: Parametrization
+) -> Callable[..., Any]:
+    return lambda shape, dtype: parametrization.from_human(start())
