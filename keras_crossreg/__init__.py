@@ -5,6 +5,7 @@ from keras_crossreg import layers
 from keras_crossreg import metrics
 from keras_crossreg import random
 from keras_crossreg import visualization
+from keras_crossreg.add_noise import add_noise
 from keras_crossreg.averaged import averaged
 from keras_crossreg.cross_reg_model import CrossRegModel
 from keras_crossreg.refit import refit
@@ -17,6 +18,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CrossRegModel",
+    "add_noise",
     "averaged",
     "callbacks",
     "is_rho",

@@ -77,6 +77,7 @@ __all__ = [
     "inner_optimizer",
     "keep_registered_name",
     "make_step_function",
+    "producing_node",
     "receive_sampling",
     "set_lower_is_better",
     "set_keras_mask",
@@ -115,6 +116,16 @@ def graph_structure(model: Any) -> tuple[Any, Any]:
     `model.inputs` and `model.outputs` are flat lists.
     """
     return model._inputs_struct, model._outputs_struct
+
+
+def producing_node(tensor: Any) -> Any:
+    """The call that made a symbolic tensor: its `operation` and its inputs.
+
+    For walks through a graph, in which layers know their successors alone by
+    the tensors between them.
+    """
+    operation, node_index, _ = tensor._keras_history
+    return operation._inbound_nodes[node_index]
 
 
 def make_step_function(model: Any, step: Any) -> Any:

@@ -191,6 +191,19 @@ def test_graph_structure():
     assert isinstance(struct[1], list)
 
 
+def test_producing_node():
+    inputs = keras.Input((3,))
+    dense = keras.layers.Dense(3)
+    outputs = dense(dense(inputs))
+    node = _keras.producing_node(outputs)
+    assert node.operation is dense
+    (between,) = node.input_tensors
+    assert _keras.producing_node(between).input_tensors[0] is inputs
+    source = _keras.producing_node(inputs)
+    assert isinstance(source.operation, keras.layers.InputLayer)
+    assert not source.input_tensors
+
+
 @pytest.mark.parametrize("run_eagerly", [False, True])
 def test_step_functions(run_eagerly):
     model = make_model(rho=False)
