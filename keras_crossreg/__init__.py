@@ -1,6 +1,7 @@
 """Regularization that tunes itself while a Keras model trains."""
 
 from keras_crossreg import callbacks
+from keras_crossreg import hypergradients
 from keras_crossreg import layers
 from keras_crossreg import metrics
 from keras_crossreg import random
@@ -21,6 +22,7 @@ __all__ = [
     "add_noise",
     "averaged",
     "callbacks",
+    "hypergradients",
     "is_rho",
     "layers",
     "mark_rho",

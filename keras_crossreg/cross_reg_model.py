@@ -15,6 +15,7 @@ from keras import ops
 from keras import tree
 
 from keras_crossreg import averaging as averaging_lib
+from keras_crossreg import hypergradients
 from keras_crossreg._keras import CompileMetrics
 from keras_crossreg._keras import Functional
 from keras_crossreg._keras import all_layers
@@ -74,6 +75,12 @@ class Regularization:
 
         # The learning of rho, in `fit`.
         self.stream: Any = None
+        # The last one, for a `hypergradient` that looks at it.
+        self.train_batch: Any = None
+        # Rho steps with it, and after which training steps it met curvature
+        # that was not positive.
+        self.rho_steps = 0
+        self.bad_curvature: list[int] = []
         self.rho_function: Any = None
         # Symbolic tensors like the training batch.
         self.like: Any = None
@@ -184,6 +191,7 @@ class CrossRegModel(Trainer, keras.Model):
         self._sampling = _Sampling()
         self._reg = Regularization()
         self._rho_frozen = False
+        self._hypergradient: Any = None
 
     # Construction
 
@@ -203,7 +211,7 @@ class CrossRegModel(Trainer, keras.Model):
         reg_freq: int = DEFAULT_REG_FREQ,
         reg_warmup: int = 0,
         averaging: Any = "auto",
-        hypergradient: str = "direct",
+        hypergradient: Any = "direct",
         eval_num_samples: int | None = None,
     ) -> None:
         """Configures both optimizers and the regularization pass.
@@ -240,7 +248,10 @@ class CrossRegModel(Trainer, keras.Model):
                 average `(n, ...)`. Defaults to `"auto"`.
             hypergradient: `"direct"`: the partial derivative of the
                 regularization loss, with theta held; first order, as in the
-                paper. Defaults to `"direct"`.
+                paper. `"implicit"`: with theta's answer to rho, at their
+                optimum, by Hessian-vector products. `"one_step"`: through one
+                step of theta. Or an object of `kcr.hypergradients`, which
+                says more. Defaults to `"direct"`.
             eval_num_samples: Integer, at least 1. Samples that `evaluate`,
                 `predict` and validation average. Defaults to `num_samples`.
 
@@ -257,10 +268,15 @@ class CrossRegModel(Trainer, keras.Model):
             "eval_num_samples", eval_num_samples, 1
         )
         averaging_lib.check_averaging(averaging)
-        if hypergradient != "direct":
+        second_order = hypergradients.get(hypergradient)
+        if (
+            second_order is not None
+            and self.distribute_strategy.num_replicas_in_sync > 1
+        ):
             raise ValueError(
-                'Expected `hypergradient` to be "direct". '
-                f"Received: hypergradient={hypergradient}"
+                '`hypergradient` other than "direct" works on one device. '
+                f"Received: hypergradient={hypergradient} under a strategy of "
+                f"{self.distribute_strategy.num_replicas_in_sync} replicas"
             )
         keras_arguments = dict(
             loss=loss,
@@ -302,6 +318,7 @@ class CrossRegModel(Trainer, keras.Model):
             hypergradient=hypergradient,
             eval_num_samples=eval_num_samples,
         )
+        self._hypergradient = second_order
         self._reg.keras_arguments = keras_arguments
         scaled = keras.optimizers.LossScaleOptimizer
         if (

@@ -101,6 +101,19 @@ def warn_of_nan_monitors(callbacks: Any) -> None:
             )
 
 
+def warn_of_curvature(bad: int, rho_steps: int, last: int) -> None:
+    """Warns where the training loss was not convex in theta at a rho step."""
+    warnings.warn(
+        "The curvature of the training loss was not positive, or not finite, "
+        f"at {bad} of {rho_steps} rho steps, the last after training step "
+        f"{last}: theta were not at a minimum of it. There, theta's answer to "
+        "rho was taken from the terms before, at worst left out, as with "
+        '`hypergradient="direct"`. At the start of training this is no harm; '
+        "later, a larger `damping` helps: see `kcr.hypergradients.Implicit`.",
+        stacklevel=3,
+    )
+
+
 def _is_same(reg_data: Any, validation_data: Any) -> bool:
     if validation_data is None:
         return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 
 import keras
@@ -11,15 +12,21 @@ from keras import tree
 
 from keras_crossreg import _keras
 from keras_crossreg import regularization_data as data_lib
+from keras_crossreg.backend.tensorflow.hypergradient import SecondOrderError
+from keras_crossreg.backend.tensorflow.hypergradient import correction
 from keras_crossreg.backend.tensorflow.merge import OneRun
 from keras_crossreg.backend.tensorflow.merge import merge
 from keras_crossreg.backend.tensorflow.merge import num_batches
 from keras_crossreg.backend.tensorflow.replicas import first_replica
 from keras_crossreg.backend.tensorflow.replicas import for_a_cluster
 from keras_crossreg.backend.tensorflow.stream import RegularizationStream
+from keras_crossreg.guards import warn_of_curvature
 from keras_crossreg.guards import warn_of_nan_monitors
 from keras_crossreg.guards import warn_of_no_rho_step
 from keras_crossreg.guards import warn_of_reg_data
+
+# In the logs of a rho step, for `_run_rho_step` alone.
+IS_POSITIVE = "is_positive"
 
 
 class TensorFlowTrainer:
@@ -35,24 +42,45 @@ class TensorFlowTrainer:
         """
         return super().train_step(data)
 
-    def rho_step(self, data):
+    def rho_step(self, data, train_data=None):
         """`rho <- rho - b dL_reg(theta, rho) / drho`, at the new theta."""
         data = data_lib.with_ranks_of(self._reg.like, data)
-        loss, y_pred, gradients = self._rho_gradients(data)
+        loss, y_pred, gradients, is_positive = self._rho_gradients(
+            data, train_data
+        )
         self.rho_optimizer.apply(gradients, self._learning_rho())
-        return self._update_reg_metrics(data, loss, y_pred)
+        logs = self._update_reg_metrics(data, loss, y_pred)
+        if self._hypergradient is not None:
+            logs[IS_POSITIVE] = is_positive
+        return logs
 
-    def _rho_gradients(self, data):
-        """L_reg of the average of K sampled predictions, and dL_reg / drho."""
+    def _rho_gradients(self, data, train_data):
+        """L_reg of the average of K sampled predictions, and dL_reg / drho.
+
+        With a `hypergradient` of second order, also what theta's answer to
+        rho adds, from the curvature of L_train on `train_data`.
+        """
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        rho = [v.value for v in self._learning_rho()]
-        # Only rho are watched: no gradient of theta is ever computed here.
+        learning = self._learning_rho()
+        rho = [v.value for v in learning]
+        theta = []
+        if self._hypergradient is not None:
+            theta = [v.value for v in self.theta_variables]
+        # Only rho are watched, and theta where they shall answer.
         with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(rho)
+            tape.watch(rho + theta)
             y_pred = self._average(self._sample(x, self._reg.num_samples))
             loss = _keras.compute_loss(self, x, y, y_pred, sample_weight)
             scaled_loss = self.rho_optimizer.scale_loss(loss)
-        return loss, y_pred, tape.gradient(scaled_loss, rho)
+        gradients, answers = tape.gradient(scaled_loss, [rho, theta])
+        is_positive = True
+        if theta:
+            added, is_positive = correction(self, train_data, learning, answers)
+            gradients = [
+                g if g is None else g + a
+                for g, a in zip(gradients, added, strict=True)
+            ]
+        return loss, y_pred, gradients, is_positive
 
     def make_train_function(self, force=False):
         """Theta at every training step; rho, at the new theta, every r."""
@@ -60,7 +88,9 @@ class TensorFlowTrainer:
             return
         super().make_train_function(force)
         reg, theta_function = self._reg, self.train_function
-        reg.rho_function = _keras.make_step_function(self, self.rho_step)
+        reg.rho_function = _keras.make_step_function(
+            self, lambda batches: self.rho_step(*batches)
+        )
 
         def alternate(iterator):
             reg.show_metrics = False
@@ -72,6 +102,13 @@ class TensorFlowTrainer:
                 if reg.stream is not None:
                     reg.stream.seek(_keras.count_steps(self.rho_optimizer))
                 reg.steps_are_stale = False
+            if self._hypergradient is not None:
+                batches = list(
+                    itertools.islice(iterator, self.steps_per_execution)
+                )
+                if not batches:
+                    raise StopIteration
+                iterator, reg.train_batch = iter(batches), batches[-1]
             logs = theta_function(iterator)
             for _ in range(self._count_rho_steps()):
                 self._run_rho_step(next(reg.stream))
@@ -106,7 +143,11 @@ class TensorFlowTrainer:
         reg = self._reg
         if reg.metrics_are_stale:
             reg.reset_metrics()
-        reg.logs = reg.rho_function(iter([batch]))
+        reg.logs = reg.rho_function(iter([(batch, reg.train_batch)]))
+        if self._hypergradient is not None:
+            reg.rho_steps += 1
+            if not reg.logs.pop(IS_POSITIVE):
+                reg.bad_curvature.append(_keras.count_steps(self.optimizer))
         reg.has_results = True
 
     def _update_reg_metrics(self, data, loss, y_pred):
@@ -331,9 +372,16 @@ class TensorFlowTrainer:
 
     def _finish(self):
         """Ends the learning of rho in this call of `fit`."""
+        reg = self._reg
+        if reg.bad_curvature:
+            warn_of_curvature(
+                len(reg.bad_curvature), reg.rho_steps, reg.bad_curvature[-1]
+            )
+        reg.rho_steps, reg.bad_curvature = 0, []
         self._end_stream()
-        self._reg.logs = {}
-        self._reg.show_metrics = False
+        reg.train_batch = None
+        reg.logs = {}
+        reg.show_metrics = False
 
     def _end_stream(self):
         if self._reg.stream is not None:
@@ -392,7 +440,8 @@ class TensorFlowTrainer:
 
         def trace(data):
             nonlocal y_pred, gradients
-            _, y_pred, gradients = self._rho_gradients(data)
+            # A training batch has the same structure.
+            _, y_pred, gradients, _ = self._rho_gradients(data, data)
 
         try:
             with self._kept_seeds():
@@ -407,6 +456,8 @@ class TensorFlowTrainer:
                     _keras.build_metrics(
                         metrics, *map(data_lib.symbolic, (y, y_pred, weight))
                     )
+        except SecondOrderError:
+            raise
         except (ValueError, TypeError, KeyError, tf.errors.OpError) as error:
             if self._reg.like is not None:
                 # Says more, where it is the sizes.
@@ -439,7 +490,7 @@ class TensorFlowTrainer:
             return
         batch = data_lib.with_ranks_of(self._reg.like, batch)
         with self._kept_seeds():
-            loss, _, gradients = self._rho_gradients(batch)
+            loss, _, gradients, _ = self._rho_gradients(batch, batch)
         if not all(np.isfinite(v).all() for v in (loss, *gradients)):
             shapes = data_lib.describe(batch)
             raise ValueError(

@@ -1,0 +1,158 @@
+"""How the gradient of rho takes in that theta answers to rho."""
+
+from __future__ import annotations
+
+import numbers
+from typing import Any
+
+import keras
+
+SOLVERS = ("cg", "neumann")
+
+
+class Hypergradient:
+    """Base of what `compile(hypergradient=)` takes, saved with the model."""
+
+    def get_config(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Hypergradient:
+        return cls(**config)
+
+
+@keras.saving.register_keras_serializable(package="keras_crossreg")
+class Implicit(Hypergradient):
+    """The whole derivative of the regularization loss, theta at its optimum.
+
+    Training takes theta to where `dL_train / dtheta = 0`, and that place moves
+    with rho. The derivative along it is
+
+    `dL_reg/drho - d/drho (dL_train/dtheta . q)`, with `H q = dL_reg/dtheta`
+
+    and H the Hessian of the training loss in theta. H is never built: `q` comes
+    from products `H p`, each at about twice the price of a gradient, at the
+    last training batch and with one sample of the noise for all of them.
+
+    Weights with a constraint, as the direction in `NormMagnitude`, stay in the
+    tangent space of what the constraint allows.
+
+    Args:
+        num_terms: Integer, at least 1. The most products `H p` in a rho step.
+            It ends earlier where the remainder is `1e-5` of the start.
+            Defaults to `20`.
+        damping: Float, not negative. Added to the diagonal of H: directions
+            of less curvature than this are left out, more or less. Zero is
+            exact; networks need some. Defaults to `0.0`.
+        solver: `"cg"`, conjugate gradients, or `"neumann"`, the Neumann
+            series `q <- q + a (dL_reg/dtheta - H q)`, with the `a` that leaves
+            the smallest remainder. Defaults to `"cg"`.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+
+    >>> implicit = kcr.hypergradients.Implicit(damping=0.1)
+    >>> model.compile("adam", "mse", hypergradient=implicit)
+
+    Reference:
+
+    - [Pedregosa, 2016](https://arxiv.org/abs/1602.02355): conjugate gradients.
+    - [Lorraine et al., 2020](https://arxiv.org/abs/1911.02590): the Neumann
+      series.
+    """
+
+    def __init__(
+        self, num_terms: int = 20, damping: float = 0.0, solver: str = "cg"
+    ) -> None:
+        if (
+            isinstance(num_terms, bool)
+            or not isinstance(num_terms, numbers.Integral)
+            or num_terms < 1
+        ):
+            raise ValueError(
+                "`num_terms` must be an integer of 1 or more. "
+                f"Received: num_terms={num_terms}"
+            )
+        if solver not in SOLVERS:
+            raise ValueError(
+                f"`solver` must be one of {SOLVERS}. Received: solver={solver}"
+            )
+        self.num_terms: int = int(num_terms)
+        self.damping: float = _check_float("damping", damping)
+        self.solver: str = solver
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            "num_terms": self.num_terms,
+            "damping": self.damping,
+            "solver": self.solver,
+        }
+
+
+@keras.saving.register_keras_serializable(package="keras_crossreg")
+class OneStep(Hypergradient):
+    """The derivative through one step of gradient descent of theta.
+
+    `dL_reg/drho - d/drho (dL_train/dtheta . a dL_reg/dtheta)`: as `Implicit`
+    with the inverse of the Hessian replaced by the step size a. One more pass
+    over the training batch, whatever the size of the model.
+
+    Args:
+        step_size: Float, not negative. `None` for the learning rate of the
+            optimizer of theta. That is right for plain SGD; an adaptive
+            optimizer takes other steps, which are not looked at. Defaults to
+            `None`.
+
+    Raises:
+        ValueError: If `step_size` is negative or not finite.
+
+    Reference:
+
+    - [Luketina et al., 2016](https://arxiv.org/abs/1511.06727), T1-T2.
+    """
+
+    def __init__(self, step_size: float | None = None) -> None:
+        if step_size is not None:
+            step_size = _check_float("step_size", step_size)
+        self.step_size = step_size
+
+    def get_config(self) -> dict[str, Any]:
+        return {"step_size": self.step_size}
+
+
+_BY_NAME: dict[str, type[Hypergradient] | None] = {
+    "direct": None,
+    "implicit": Implicit,
+    "one_step": OneStep,
+}
+
+
+def get(hypergradient: Any) -> Hypergradient | None:
+    """What `compile` was given as an object; `None` for `"direct"`.
+
+    Raises:
+        ValueError: If it is unknown.
+    """
+    if isinstance(hypergradient, Hypergradient):
+        return hypergradient
+    if isinstance(hypergradient, str) and hypergradient in _BY_NAME:
+        cls = _BY_NAME[hypergradient]
+        return None if cls is None else cls()
+    raise ValueError(
+        'Expected `hypergradient` to be "direct", "implicit", "one_step", or '
+        "an object of `keras_crossreg.hypergradients`. "
+        f"Received: hypergradient={hypergradient}"
+    )
+
+
+def _check_float(name: str, value: Any) -> float:
+    if not isinstance(value, numbers.Real) or not 0 <= float(value) < float(
+        "inf"
+    ):
+        raise ValueError(
+            f"`{name}` must be a finite number that is not negative. "
+            f"Received: {name}={value}"
+        )
+    return float(value)
