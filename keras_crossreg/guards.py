@@ -106,10 +106,10 @@ def warn_of_curvature(bad: int, rho_steps: int, last: int) -> None:
     warnings.warn(
         "The curvature of the training loss was not positive, or not finite, "
         f"at {bad} of {rho_steps} rho steps, the last after training step "
-        f"{last}: theta were not at a minimum of it. There, theta's answer to "
-        "rho was taken from the terms before, at worst left out, as with "
-        '`hypergradient="direct"`. At the start of training this is no harm; '
-        "later, a larger `damping` helps: see `kcr.hypergradients.Implicit`.",
+        f"{last}: theta were not at a minimum of it. These steps were as with "
+        '`hypergradient="direct"`. At the start of training that is to be '
+        "expected, and `reg_warmup` lets theta arrive first; later, a larger "
+        "`damping` helps: see `kcr.hypergradients.Implicit`.",
         stacklevel=3,
     )
 

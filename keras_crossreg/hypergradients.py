@@ -34,6 +34,10 @@ class Implicit(Hypergradient):
     from products `H p`, each at about twice the price of a gradient, at the
     last training batch and with one sample of the noise for all of them.
 
+    Far from a minimum the curvature may be negative. Such rho steps are as
+    with `"direct"`, and `fit` ends with a warning that counts them.
+    `compile(reg_warmup=)` lets theta arrive first.
+
     Weights with a constraint, as the direction in `NormMagnitude`, stay in the
     tangent space of what the constraint allows.
 

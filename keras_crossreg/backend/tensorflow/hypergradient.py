@@ -39,9 +39,9 @@ def correction(
         reg_gradients: `dL_reg/dtheta`, one for each of `theta_variables`.
 
     Returns:
-        `(corrections, is_positive)`: one for each rho; and whether no
-        direction of negative curvature was met. Where one is, the series ends
-        before it, at worst with zeros.
+        `(corrections, is_positive)`: one for each rho; and whether all are
+        finite and no direction of negative curvature was met. If not, the
+        corrections are zeros.
 
     Raises:
         ValueError: If the training loss cannot be differentiated twice.
@@ -89,12 +89,13 @@ def correction(
             '`hypergradient="direct"`. '
             f"Received: hypergradient={model._reg.settings['hypergradient']}"
         ) from error
-    # Out of range, of float16 above all: no direction at all.
-    is_finite = tf.reduce_all(
+    # Not finite: out of range, of float16 above all.
+    is_good = is_positive & tf.reduce_all(
         [tf.reduce_all(tf.math.is_finite(m)) for m in mixed]
     )
-    mixed = [tf.where(is_finite, -m, tf.zeros_like(m)) for m in mixed]
-    return mixed, is_positive & is_finite
+    # Where theta are at no minimum, all terms are left out: those before
+    # the first bad one led rho far astray.
+    return [tf.where(is_good, -m, tf.zeros_like(m)) for m in mixed], is_good
 
 
 def training_loss(model: Any, data: Any) -> tf.Tensor:
