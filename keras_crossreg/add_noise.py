@@ -102,8 +102,9 @@ def add_noise(
     as it has one set of weights (where its outputs are of the same shape); a
     layer without, such as one `ReLU` for a whole network, has one for each
     call. Noise that is there already is kept, and no other is put beside it.
-    Layers inside of others, and inside of subclassed models, are left as they
-    are.
+    Layers inside of others, such as those of a transformer block that is one
+    layer, and inside of subclassed models, are left as they are: name the
+    block by `after`.
 
     A model that was trained without noise is disturbed less by a smaller
     `initial_scale`.
