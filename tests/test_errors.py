@@ -142,7 +142,7 @@ def test_fit_says_when_the_loss_does_not_take_the_targets():
     model = compile_model(make_model(), loss="categorical_crossentropy")
     check(
         model,
-        "(?s)regularization pass failed.*Received: a batch of reg_data",
+        "(?s)regularization pass failed.*Received: reg_data=",
         reg_data=(REG_X, REG_Y),
     )
 

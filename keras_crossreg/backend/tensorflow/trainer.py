@@ -367,7 +367,8 @@ class TensorFlowTrainer:
                     stacklevel=4,
                 )
             self._build_optimizers()
-            reg.checked = checked
+            if learning:
+                reg.checked = checked
         return learning
 
     def _finish(self):
