@@ -5,6 +5,7 @@ from keras_crossreg import hypergradients
 from keras_crossreg import layers
 from keras_crossreg import metrics
 from keras_crossreg import random
+from keras_crossreg import testing
 from keras_crossreg import visualization
 from keras_crossreg.add_noise import add_noise
 from keras_crossreg.averaged import averaged
@@ -29,6 +30,7 @@ __all__ = [
     "metrics",
     "random",
     "refit",
+    "testing",
     "uncertainty",
     "visualization",
     "wrap",

@@ -3,6 +3,7 @@
 import keras
 
 if keras.backend.backend() == "tensorflow":
+    from keras_crossreg.backend.tensorflow.gradient import gradient
     from keras_crossreg.backend.tensorflow.replicas import replica_index
     from keras_crossreg.backend.tensorflow.trainer import (
         TensorFlowTrainer as Trainer,
@@ -14,4 +15,4 @@ else:
         f"Received: keras.backend.backend()={keras.backend.backend()}"
     )
 
-__all__ = ["Trainer", "replica_index"]
+__all__ = ["Trainer", "gradient", "replica_index"]

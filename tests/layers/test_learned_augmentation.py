@@ -496,6 +496,28 @@ def test_every_width_learns_in_a_cross_reg_model(jit_compile):
         assert abs(width / STARTS[name] - 1) > 1e-5, name
 
 
+@pytest.mark.parametrize(
+    ("arguments", "shape"),
+    [
+        ({"data_format": "channels_last"}, (2, 8, 6, 3)),
+        (
+            {
+                "rotation": None,
+                "brightness": None,
+                "fill_mode": "constant",
+                "data_format": "channels_first",
+                "seed": 4,
+            },
+            (2, 1, 6, 5),
+        ),
+    ],
+)
+def test_keeps_the_contract(arguments, shape):
+    kcr.testing.check_rho_layer(
+        kcr.layers.LearnedAugmentation, arguments, shape
+    )
+
+
 class KerasContractTest(TestCase):
     # Keras's own test shuffles a generator and fits a model without theta.
     @pytest.mark.filterwarnings("ignore:`shuffle=True`:UserWarning")

@@ -613,6 +613,28 @@ def test_layer_contract(kind, axis):
     )
 
 
+@pytest.mark.parametrize(
+    ("kind", "axis"), [("dense", None), ("dense", -1), ("conv2d", -1)]
+)
+def test_keeps_the_contract(kind, axis):
+    cls, arguments, x, _ = KINDS[kind]
+    layer = cls(**arguments)
+    kcr.testing.check_rho_layer(
+        NormMagnitude,
+        {"layer": layer, "axis": axis},
+        x.shape,
+        supports_masking=layer.supports_masking,
+    )
+
+
+def test_keeps_the_contract_over_an_embedding():
+    kcr.testing.check_rho_layer(
+        NormMagnitude,
+        {"layer": keras.layers.Embedding(5, 3, mask_zero=True)},
+        input_data=np.array([[1, 2, 0], [4, 0, 0]]),
+    )
+
+
 # Errors.
 
 
