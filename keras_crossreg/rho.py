@@ -164,7 +164,8 @@ def rho_info(variable: keras.Variable) -> RhoInfo:
 
 def human_value(variable: keras.Variable) -> Any:
     """A rho in human units: a float, or a NumPy array where it has a shape."""
-    value = rho_info(variable).parametrization.to_human(variable)
+    stored = ops.convert_to_tensor(variable)
+    value = rho_info(variable).parametrization.to_human(stored)
     value = ops.convert_to_numpy(value)
     return float(value) if value.ndim == 0 else value
 

@@ -20,6 +20,7 @@ from keras_crossreg.backend.tensorflow.merge import num_batches
 from keras_crossreg.backend.tensorflow.replicas import first_replica
 from keras_crossreg.backend.tensorflow.replicas import for_a_cluster
 from keras_crossreg.backend.tensorflow.stream import RegularizationStream
+from keras_crossreg.guards import RhoWatch
 from keras_crossreg.guards import warn_of_curvature
 from keras_crossreg.guards import warn_of_nan_monitors
 from keras_crossreg.guards import warn_of_no_rho_step
@@ -277,6 +278,7 @@ class TensorFlowTrainer:
                 size = reg_batch_size or batch_size
                 data = self._prepare(data, reg_data, size)
                 learning = self._learning_rho()
+                watch = RhoWatch(learning, self.rho_optimizer)
                 if learning and reg_data is not None:
                     warn_of_reg_data(data, reg_data, validation_data, learning)
             if merge_epochs:
@@ -297,6 +299,7 @@ class TensorFlowTrainer:
                     self.rho_optimizer.finalize_variable_values(
                         self.rho_variables
                     )
+                    watch.report(history.history)
                 elif reg.steps:
                     # In no earlier `fit` either.
                     warn_of_no_rho_step(reg.steps, reg.reg_freq, reg.reg_warmup)
