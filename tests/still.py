@@ -9,6 +9,7 @@ from helpers import values
 
 import keras_crossreg as kcr
 
+
 def still_model(cls=kcr.CrossRegModel, batch_norm=True):
     """A rho that learns without noise, and a noise that is fixed near 0."""
     keras.utils.set_random_seed(0)

@@ -109,11 +109,13 @@ class GaussianNoiseScale(RhoLayer):
         if not (training or sampling):
             return inputs
         sigma = self.rho_value(self.rho, sampling) * self._unit(inputs)
-        sigma = ops.cast(sigma, inputs.dtype)
+        # The gradient of sigma is a sum over all elements: too long for
+        # sixteen bits.
+        dtype = keras.backend.result_type(inputs.dtype, "float32")
         eps = random.normal(
-            ops.shape(inputs), seed=self.seed_generator, dtype=inputs.dtype
+            ops.shape(inputs), seed=self.seed_generator, dtype=dtype
         )
-        return inputs + sigma * eps
+        return inputs + ops.cast(ops.cast(sigma, dtype) * eps, inputs.dtype)
 
     def _unit(self, inputs: Any) -> Any:
         """What a sigma of 1 is, in units of the inputs."""

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers import assert_same
-from helpers import compile_model
 from helpers import make_data
 from helpers import make_model
 from helpers import values

@@ -1,6 +1,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import ops
 from keras.src.testing import TestCase
 
@@ -214,3 +215,19 @@ def test_axis_errors(axis, shape):
 def test_relative_needs_more_than_one_element():
     with pytest.raises(ValueError, match="Received: input_shape="):
         GaussianNoiseScale(relative=True).build((None, 1))
+
+
+def test_the_gradient_of_sigma_is_not_summed_in_sixteen_bits():
+    gradients = []
+    for policy in ("float32", "mixed_float16"):
+        layer = kcr.layers.GaussianNoiseScale(0.5, seed=1, dtype=policy)
+        layer.build((None, 64, 64))
+        x = tf.zeros((64, 64, 64), layer.compute_dtype)
+        with tf.GradientTape() as tape:
+            tape.watch(layer.rho.value)
+            y = layer(x, sampling=True)
+            # d/dsigma of the sum of squares: beyond 65,504.
+            loss = tf.reduce_sum(tf.square(tf.cast(y, "float32")))
+        gradients.append(float(tape.gradient(loss, layer.rho.value)))
+    assert gradients[1] == pytest.approx(gradients[0], rel=1e-3)
+    assert gradients[0] > 65_504
