@@ -1,5 +1,8 @@
 """Every form of data as training data and as regularization set."""
 
+import gc
+import weakref
+
 import keras
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from helpers import make_model
 from helpers import values
 
 import keras_crossreg as kcr
+from keras_crossreg.backend.tensorflow.stream import RegularizationStream
 
 
 class Batches(keras.utils.PyDataset):
@@ -163,3 +167,20 @@ def test_a_dataset_is_read_once_an_epoch():
         verbose=0,
     )
     assert len(starts) == 2
+
+
+def test_the_data_of_a_stream_end_with_fit():
+    # Not with the next garbage collection, which would wait for the threads
+    # of every `fit` since the last.
+    stream = RegularizationStream(
+        make_data(), 8, tf.distribute.get_strategy(), position=0
+    )
+    next(stream)
+    reference = weakref.ref(stream)
+    gc.disable()
+    try:
+        stream.close()
+        del stream
+        assert reference() is None
+    finally:
+        gc.enable()
