@@ -71,13 +71,16 @@ def test_how_often_chance_repeats_more_rows():
     assert warned < 16
 
 
-def test_some_rows_among_many():
-    # Of 300 rows four are enough.
+@pytest.mark.parametrize("rows, enough", [(200, 5), (10_000, 3)])
+def test_how_many_rows_are_no_chance(rows, enough):
+    # Few rows, none of them twice, do not exclude that some have a double.
     rng = np.random.default_rng(0)
-    train, reg = rng.random((300, 3)), rng.random((30, 3))
-    reg[:4] = train[100:104]
-    shared = guards._count_shared_rows([train], [reg])
-    assert shared == 4 > guards._most_by_chance([train], 30)
+    train, reg = rng.random((rows, 3)), rng.random((60, 3))
+    most = guards._most_by_chance([train], 60)
+    for shared in (enough - 1, enough):
+        reg[:shared] = train[100 : 100 + shared]
+        assert guards._count_shared_rows([train], [reg]) == shared
+        assert (shared > most) == (shared == enough)
 
 
 def test_the_same_inputs_with_other_targets_are_other_examples():
@@ -149,7 +152,7 @@ def test_a_rho_that_moves():
 def without_effect():
     inputs = keras.Input((3,))
     noisy = kcr.layers.GaussianNoiseScale(0.3, name="noise")(inputs)
-    nothing = keras.layers.Rescaling(0.0)(noisy)
+    nothing = keras.layers.Rescaling(1e-3)(noisy)
     x = keras.layers.Add()([inputs, nothing])
     outputs = keras.layers.Dense(2, activation="softmax")(x)
     return compile_model(kcr.CrossRegModel(inputs, outputs))
