@@ -1,4 +1,4 @@
-"""Keras's sections of docstrings, in the words that mkdocstrings knows."""
+"""Docstrings and signatures of Keras's manner, as mkdocstrings reads them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,17 @@ def translate(docstring: str) -> str:
     )
 
 
-class KerasSections(griffe.Extension):
+class KerasDocstrings(griffe.Extension):
     def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
         if obj.docstring:
             obj.docstring.value = translate(obj.docstring.value)
+
+    def on_function(self, *, func: griffe.Function, **kwargs: Any) -> None:
+        for parameter in func.parameters:
+            # Says nothing.
+            if str(parameter.annotation) == "Any":
+                parameter.annotation = None
+            # The number, not the name of a constant.
+            constant = func.module.members.get(str(parameter.default))
+            if isinstance(constant, griffe.Attribute):
+                parameter.default = constant.value

@@ -1,4 +1,4 @@
-"""Makes the figures of the documentation from the quickstart's network.
+"""Makes the figures of the documentation, from the survey of docs/defaults.md.
 
 Run from the root of the repository:
 
@@ -7,6 +7,7 @@ Run from the root of the repository:
 
 from __future__ import annotations
 
+import itertools
 import os
 import pathlib
 import sys
@@ -16,53 +17,55 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("MPLBACKEND", "agg")
 
 HERE = pathlib.Path(__file__).parent
-sys.path.insert(0, str(HERE.parents[1] / "examples"))
+sys.path.insert(0, str(HERE.parents[1] / "benchmarks"))
 
 import keras
 import matplotlib.pyplot as plt
-import quickstart
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
+import numpy as np
+from defaults import affairs
+from defaults import build
 
 import keras_crossreg as kcr
 
 
 def main() -> None:
-    keras.utils.set_random_seed(quickstart.SEED)
-    x, y = load_digits(return_X_y=True)
-    x = x.reshape(-1, 8, 8, 1).astype("float32") / 16.0
-    x, x_test, y, y_test = train_test_split(
-        x, y, train_size=500, stratify=y, random_state=quickstart.SEED
+    keras.utils.set_random_seed(0)
+    data = affairs()
+    x, y = data["x"], data["y"]
+    order = np.random.default_rng(0).permutation(len(x))
+    x, y = x[order], y[order]
+    m, n = data["train"], data["train"] + data["reg"]
+
+    count = itertools.count(1)
+    model = build(
+        data,
+        lambda: kcr.layers.GaussianNoiseScale(name=f"noise_{next(count)}"),
     )
-    baseline = quickstart.build(regularized=False)
-    model = quickstart.build(regularized=True)
+    baseline = build(data, None)
+    for network in model, baseline:
+        network.compile("adam", "sparse_categorical_crossentropy")
     learned = kcr.callbacks.RhoHistory()
-    fit = dict(epochs=quickstart.EPOCHS, batch_size=32, verbose=0)
-    baseline.fit(x, y, **fit)
+    fit = dict(epochs=data["epochs"], batch_size=data["batch_size"], verbose=0)
+    baseline.fit(x[:n], y[:n], **fit)
     model.fit(
-        x[:420],
-        y[:420],
-        reg_data=(x[420:], y[420:]),
-        callbacks=[learned],
-        **fit,
+        x[:m], y[:m], reg_data=(x[m:n], y[m:n]), callbacks=[learned], **fit
     )
     model.rho_summary()
 
-    ax = kcr.visualization.plot_rho_history(learned, "noise")
-    save(ax, "rho_history")
-    ax = kcr.visualization.plot_rho_by_layer(model, "noise")
-    save(ax, "rho_by_layer")
+    save(kcr.visualization.plot_rho_history(learned), "rho_history")
+    save(kcr.visualization.plot_rho_by_layer(model), "rho_by_layer")
     ax = None
-    for label, m in ("no regularization", baseline), ("learned", model):
-        p = m.predict(x_test, batch_size=len(x_test), verbose=0)
+    networks = {"no regularization": baseline, "cross-regularized": model}
+    for label, network in networks.items():
+        p = network.predict(x[n:], batch_size=500, verbose=0)
         ax = kcr.visualization.plot_reliability_diagram(
-            y_test, p, label=label, ax=ax
+            y[n:], p, label=label, ax=ax
         )
     save(ax, "reliability")
 
 
 def save(ax: plt.Axes, name: str) -> None:
-    # The hash makes the names in the file the same in every run.
+    # The salt makes the names in the file the same in every run.
     with plt.rc_context({"svg.hashsalt": name}):
         ax.figure.savefig(HERE / f"{name}.svg", metadata={"Date": None})
 
