@@ -155,15 +155,15 @@ class CrossRegModel(Trainer, keras.Model):
 
     Example:
 
-    >>> inputs = keras.Input((64,))
-    >>> x = keras.layers.Dense(128, use_bias=False)(inputs)
+    >>> inputs = keras.Input((8,))
+    >>> x = keras.layers.Dense(64, use_bias=False)(inputs)
     >>> x = keras.layers.BatchNormalization(center=False, scale=False)(x)
     >>> x = kcr.layers.GaussianNoiseScale()(x)
     >>> x = keras.layers.ReLU()(x)
-    >>> outputs = keras.layers.Dense(10, activation="softmax")(x)
+    >>> outputs = keras.layers.Dense(2, activation="softmax")(x)
     >>> model = kcr.CrossRegModel(inputs, outputs)
     >>> model.compile("adam", "sparse_categorical_crossentropy")
-    >>> model.fit(x_train, y_train, reg_data=(x_reg, y_reg), epochs=10)
+    >>> model.fit(x_train, y_train, reg_data=(x_reg, y_reg), epochs=30)
     >>> model.rho_summary()
 
     Reference:

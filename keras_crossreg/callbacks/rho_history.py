@@ -42,8 +42,8 @@ class RhoHistory(keras.callbacks.Callback):
     ...     x_train, y_train, reg_data=(x_reg, y_reg), epochs=20,
     ...     callbacks=[rho_history, keras.callbacks.CSVLogger("log.csv")],
     ... )
-    >>> history.history["rho/gaussian_noise_scale/scale"]
-    >>> rho_history.history["gaussian_noise_scale/scale"]
+    >>> history.history["rho/noise_0/scale"]
+    >>> rho_history.history["noise_0/scale"]
     >>> kcr.visualization.plot_rho_history(rho_history)
     """
 

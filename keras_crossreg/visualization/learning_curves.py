@@ -43,7 +43,9 @@ def plot_learning_curves(
 
     Example:
 
-    >>> history = model.fit(..., epochs=20)
+    >>> history = model.fit(
+    ...     x_train, y_train, reg_data=(x_reg, y_reg), epochs=20
+    ... )
     >>> ax = kcr.visualization.plot_learning_curves(history, "accuracy")
     """
     logs: dict[str, Any] = getattr(history, "history", history)

@@ -41,7 +41,10 @@ def plot_rho_history(
     Example:
 
     >>> rho_history = kcr.callbacks.RhoHistory()
-    >>> model.fit(..., callbacks=[rho_history])
+    >>> model.fit(
+    ...     x_train, y_train, reg_data=(x_reg, y_reg), epochs=20,
+    ...     callbacks=[rho_history],
+    ... )
     >>> ax = kcr.visualization.plot_rho_history(rho_history, "noise")
     >>> ax.figure.savefig("noise.pdf")
     """
