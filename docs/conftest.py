@@ -2,7 +2,7 @@
 
 The blocks of a page share one namespace. It starts with the imports, the data
 and the model of "Getting started", as the pages say; only, the data are fewer,
-and the model has seen them once.
+and the model has seen some of them once.
 """
 
 import contextlib
@@ -35,8 +35,9 @@ def setup(namespace):
         run_eagerly=True,
     )
     model.fit(
-        namespace["x_train"],
-        namespace["y_train"],
+        namespace["x_train"][:32],
+        namespace["y_train"][:32],
+        batch_size=8,
         reg_data=(namespace["x_reg"], namespace["y_reg"]),
         verbose=0,
     )

@@ -163,7 +163,7 @@ class CrossRegModel(Trainer, keras.Model):
     >>> outputs = keras.layers.Dense(2, activation="softmax")(x)
     >>> model = kcr.CrossRegModel(inputs, outputs)
     >>> model.compile("adam", "sparse_categorical_crossentropy")
-    >>> model.fit(x_train, y_train, reg_data=(x_reg, y_reg), epochs=30)
+    >>> model.fit(x_train, y_train, reg_data=(x_reg, y_reg), epochs=50)
     >>> model.rho_summary()
 
     Reference:

@@ -40,8 +40,8 @@ def namespace():
     names = {}
     docs.setup(names)
     names.update(
-        x_train=names["x_train"][:64],
-        y_train=names["y_train"][:64],
+        x_train=names["x_train"][:32],
+        y_train=names["y_train"][:32],
         loss="sparse_categorical_crossentropy",
         ops=keras.ops,
         tf=tf,
