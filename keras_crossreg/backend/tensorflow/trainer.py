@@ -144,7 +144,10 @@ class TensorFlowTrainer:
         reg = self._reg
         if reg.metrics_are_stale:
             reg.reset_metrics()
-        reg.logs = reg.rho_function(iter([(batch, reg.train_batch)]))
+        batches = (batch,)
+        if self._hypergradient is not None:
+            batches += (reg.train_batch,)
+        reg.logs = reg.rho_function(iter([batches]))
         if self._hypergradient is not None:
             reg.rho_steps += 1
             if not reg.logs.pop(IS_POSITIVE):
