@@ -36,9 +36,7 @@ def twin_data():
     return x.reshape(24, 3), y.reshape(24)
 
 
-def train(
-    strategy=None, compile_arguments=None, make=still_model, **kwargs
-):
+def train(strategy=None, compile_arguments=None, make=still_model, **kwargs):
     """Three epochs of three steps, four rho steps.
 
     By gradient descent, which shows the scale of a gradient.

@@ -21,7 +21,8 @@ import keras_crossreg as kcr
 
 @pytest.fixture(scope="module")
 def one_device():
-    return train(ONE)
+    # Eagerly, which compiles nothing.
+    return train(ONE, dict(run_eagerly=True))
 
 
 @pytest.fixture(scope="module")
@@ -53,32 +54,11 @@ def test_evaluate_and_predict_equal_one_device(one_device, two_devices):
             [
                 np.array(logs),
                 model.predict(x, batch_size=4, verbose=0),
-                model.predict_samples(x, 2, batch_size=4, verbose=0),
             ]
         )
     for one, two in zip(*results, strict=True):
         assert one.shape == two.shape
         np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-5)
-
-
-def test_train_on_batch_equals_one_device():
-    # Keras gives a batch of one's own to every replica, whole: one row will do.
-    results = []
-    for strategy in (ONE, TWO):
-        with strategy.scope():
-            model = compile_model(
-                still_model(), metrics=["accuracy"], run_eagerly=False
-            )
-        logs = [
-            model.train_on_batch(
-                *make_data(4, seed=seed),
-                reg_data=make_data(1, seed=seed + 2),
-                return_dict=True,
-            )
-            for seed in range(2)
-        ]
-        results.append((model, {str(i): [*d.values()] for i, d in enumerate(logs)}))
-    assert_close(*results)
 
 
 def test_saved_on_two_devices_and_loaded_on_one(two_devices, tmp_path):
@@ -92,13 +72,10 @@ def test_saved_on_two_devices_and_loaded_on_one(two_devices, tmp_path):
     ):
         assert ours
         assert_same(values(ours), values(theirs))
-    x, y = make_data(8, seed=3)
+    x, _ = make_data(8, seed=3)
     np.testing.assert_allclose(
         model.predict(x, verbose=0), loaded.predict(x, verbose=0), rtol=1e-5
     )
-    loaded.fit(x, y, reg_data=make_data(10, seed=1), verbose=0)
-    assert int(loaded.optimizer.iterations) == 10
-    assert int(loaded.rho_optimizer.iterations) == 5
 
 
 class Jitter(kcr.layers.RhoLayer):
@@ -176,8 +153,8 @@ def test_fewer_regularization_examples_than_replicas(reg_data, reg_batch_size):
     before = values(model.weights)
     with pytest.raises(
         ValueError,
-        match="Each of the 2 replicas .* Received: a batch of 1 examples, which "
-        "leaves 1 of the replicas without any",
+        match="Each of the 2 replicas .* Received: a batch of 1 examples, "
+        "which leaves 1 of the replicas without any",
     ):
         model.fit(
             *make_data(),

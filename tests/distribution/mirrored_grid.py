@@ -1,4 +1,4 @@
-"""MirroredStrategy with everything else; `tests/test_distribution.py` runs it."""
+"""MirroredStrategy with everything else; see `tests/test_distribution.py`."""
 
 import keras
 import numpy as np
@@ -72,6 +72,11 @@ def scaled(rate):
     )
 
 
+def reg_data_of(cls):
+    """What only our class takes."""
+    return {} if cls is keras.Model else dict(reg_data=make_data(14, seed=1))
+
+
 def one_hot(data):
     return data[0], np.eye(2, dtype="float32")[data[1]]
 
@@ -88,9 +93,11 @@ def test_every_mode_equals_one_device(mode):
             validation_data=one_hot(make_data(10, seed=2)),
         )
     assert_close(
-        *(train(strategy, MODES[mode](), **arguments) for strategy in (TWO, ONE))
+        *(
+            train(strategy, MODES[mode](), **arguments)
+            for strategy in (TWO, ONE)
+        )
     )
-
 
 
 @pytest.mark.parametrize("mode", REFUSED)
@@ -105,9 +112,8 @@ def test_what_tensorflow_refuses(cls, mode):
             "sparse_categorical_crossentropy",
             **arguments,
         )
-    reg = dict(reg_data=make_data(14, seed=1)) if cls is not keras.Model else {}
     with pytest.raises(error, match=message):
-        model.fit(*twin_data(), batch_size=8, verbose=0, **reg)
+        model.fit(*twin_data(), batch_size=8, verbose=0, **reg_data_of(cls))
 
 
 def test_a_model_without_rho_is_a_keras_model():
@@ -137,17 +143,15 @@ def test_compiled_outside_of_the_scope():
         with TWO.scope():
             model = still_model(cls)
         model.compile("adam", "sparse_categorical_crossentropy")
-        reg = dict(reg_data=make_data(14, seed=1)) if cls is not keras.Model else {}
         with pytest.raises(RuntimeError, match="Mixing different"):
-            model.fit(*twin_data(), verbose=0, **reg)
+            model.fit(*twin_data(), verbose=0, **reg_data_of(cls))
 
 
 # Data.
 
 
-def as_dataset(data, batch_size, **kwargs):
-    dataset = tf.data.Dataset.from_tensor_slices(data)
-    return dataset.batch(batch_size, **kwargs)
+def as_dataset(data, batch_size):
+    return tf.data.Dataset.from_tensor_slices(data).batch(batch_size)
 
 
 class Batches(keras.utils.PyDataset):
@@ -172,18 +176,17 @@ def generate(data, batch_size):
 
 @pytest.mark.parametrize("form", [as_dataset, Batches, generate])
 def test_forms_of_data(form):
-    arguments = dict(x=form(twin_data(), 8), y=None, steps_per_epoch=3)
     results = []
     for strategy in (TWO, ONE):
-        # One batch a pass: the order of a `PyDataset` is shuffled.
-        arguments["reg_data"] = form(make_data(6, seed=1), 6)
-        if form is generate:
-            arguments["x"] = form(twin_data(), 8)
         results.append(
             train(
                 strategy,
-                **arguments,
+                x=form(twin_data(), 8),
+                y=None,
                 batch_size=None,
+                steps_per_epoch=3,
+                # One batch a pass: a `PyDataset` is shuffled.
+                reg_data=form(make_data(6, seed=1), 6),
                 reg_batch_size=None,
                 validation_data=as_dataset(make_data(10, seed=2), 5),
             )
@@ -219,6 +222,28 @@ def test_one_training_example():
 
 
 # What a model goes through.
+
+
+def test_train_on_batch_equals_one_device():
+    # Keras gives a batch of one's own to every replica, whole: one row will do.
+    results = []
+    for strategy in (ONE, TWO):
+        with strategy.scope():
+            model = compile_model(
+                still_model(), metrics=["accuracy"], run_eagerly=False
+            )
+        logs = [
+            model.train_on_batch(
+                *make_data(4, seed=seed),
+                reg_data=make_data(1, seed=seed + 2),
+                return_dict=True,
+            )
+            for seed in range(2)
+        ]
+        results.append(
+            (model, {str(i): [*d.values()] for i, d in enumerate(logs)})
+        )
+    assert_close(*results)
 
 
 def test_merge_epochs():

@@ -3,29 +3,31 @@
 import pathlib
 import sys
 
+import keras
+import numpy as np
 import tensorflow as tf
+from helpers import compile_model
+from helpers import make_data
+from helpers import make_model
+from helpers import values
+from still import train
+from still import twin_data
+
+import keras_crossreg as kcr
 
 # Before anything else that TensorFlow does.
 strategy = tf.distribute.MultiWorkerMirroredStrategy()
-
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
-
-import keras  # noqa: E402
-import numpy as np  # noqa: E402
-from helpers import compile_model  # noqa: E402
-from helpers import make_data  # noqa: E402
-from helpers import make_model  # noqa: E402
-from helpers import values  # noqa: E402
-from still import train  # noqa: E402
-from still import twin_data  # noqa: E402
-
-import keras_crossreg as kcr  # noqa: E402
 
 KEPT = {}
 
 
 def keep(name, value):
     KEPT[name] = np.asarray(value)
+
+
+def save_kept(folder):
+    task = strategy.cluster_resolver.task_id
+    np.savez(folder / f"worker_{task}.npz", **KEPT)
 
 
 def still_training(folder):
@@ -54,19 +56,24 @@ def noise():
     keep("noise", strategy.experimental_local_results(outputs)[0])
 
 
+class Watch(kcr.CrossRegModel):
+    """Notes the first feature of the regularization rows that it sees."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.seen = []
+
+    def rho_step(self, data):
+        self.seen.append(data[0][:, 0].numpy())
+        return super().rho_step(data)
+
+
 def shards():
     """The regularization rows that this worker sees."""
     rows = np.arange(12, dtype="float32")
     arrays = np.stack([rows] * 3, axis=1), rows.astype("int32") % 2
     dataset = tf.data.Dataset.from_tensor_slices(arrays).batch(4)
     for name, reg_data in (("arrays", arrays), ("dataset", dataset)):
-        seen = []
-
-        class Watch(kcr.CrossRegModel):
-            def rho_step(self, data):
-                seen.append(data[0][:, 0].numpy())
-                return super().rho_step(data)
-
         with strategy.scope():
             model = compile_model(make_model(cls=Watch), reg_freq=1)
         model.fit(
@@ -76,7 +83,7 @@ def shards():
             reg_batch_size=4,
             verbose=0,
         )
-        keep(f"rows of {name}", np.stack(seen))
+        keep(f"rows of {name}", np.stack(model.seen))
 
 
 def refusal():
@@ -95,5 +102,4 @@ if __name__ == "__main__":
     noise()
     shards()
     refusal()
-    task = strategy.cluster_resolver.task_id
-    np.savez(folder / f"worker_{task}.npz", **KEPT)
+    save_kept(folder)
