@@ -209,7 +209,8 @@ def warn_of_curvature(bad: int, rho_steps: int, last: int) -> None:
 
 
 def _stored(variable: keras.Variable) -> np.ndarray:
-    value: np.ndarray = ops.convert_to_numpy(ops.convert_to_tensor(variable))
+    # A copy: NumPy warns of how it reads a variable.
+    value: np.ndarray = ops.convert_to_numpy(ops.copy(variable))
     return value
 
 
