@@ -55,6 +55,7 @@ def test_there_are_examples():
     assert {"CrossRegModel", "GaussianNoiseScale", "refit"} <= set(PUBLIC)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLIC)
 def test_example(name, namespace):
     for example in doctest.DocTestParser().get_examples(PUBLIC[name].__doc__):
