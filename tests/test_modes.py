@@ -25,17 +25,18 @@ TOLERANCES = {
 }
 
 # Executions of 3 and 2 steps: neither is a multiple of r = 2. What takes long
-# to compile, and differs from its neighbours in two ways, runs in CI.
+# to compile runs with the slow tests, but for one of each.
+QUICK = {("jit", "float32", 1), ("graph", "float32", 3)}
 GRID = [
     pytest.param(
         mode,
         policy,
         steps,
-        marks=pytest.mark.slow
-        if (mode, policy, steps) != ("jit", "float32", 1)
-        and (mode == "jit" or (mode, steps) == ("graph", 3))
-        and policy != "mixed_float16"
-        else (),
+        marks=()
+        if mode == "eager"
+        or (mode, steps) == ("graph", 1)
+        or (mode, policy, steps) in QUICK
+        else pytest.mark.slow,
     )
     for mode in MODES
     for policy in TOLERANCES

@@ -470,7 +470,12 @@ def test_jit_gives_the_same_numbers_and_gradients(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "how", [{}, {"jit_compile": True}, {"run_eagerly": True}]
+    "how",
+    [
+        {},
+        pytest.param({"jit_compile": True}, marks=pytest.mark.slow),
+        {"run_eagerly": True},
+    ],
 )
 def test_fit_in_plain_keras(how):
     model = keras.Sequential(
@@ -484,7 +489,9 @@ def test_fit_in_plain_keras(how):
     assert np.isfinite(predicted).all()
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize(
+    "jit_compile", [False, pytest.param(True, marks=pytest.mark.slow)]
+)
 def test_every_width_learns_in_a_cross_reg_model(jit_compile):
     inputs = keras.Input((6, 6, 2))
     x = keras.layers.Flatten()(make_layer(name="augment")(inputs))
