@@ -64,8 +64,9 @@ def check_rho_layer(
         layer_cls: The class of the layer.
         init_kwargs: Dict of arguments of its constructor. Defaults to none.
         input_shape: Tuple of integers, the batch size first, or a structure
-            of tuples where the layer takes several inputs. The inputs are
-            drawn from a standard normal distribution.
+            of tuples where the layer takes several inputs; `None` in it
+            stands for 4. The inputs are drawn from a standard normal
+            distribution.
         input_data: Array, or a structure of arrays: inputs to use instead,
             where those do not do (token ids, for one).
         call_kwargs: Dict of further arguments of every call. Defaults to
@@ -95,9 +96,12 @@ def check_rho_layer(
         )
     if input_data is None:
         rng = np.random.default_rng(0)
-        input_data = tree.map_shape_structure(
-            lambda shape: np.float32(rng.normal(size=shape)), input_shape
-        )
+
+        def draw(shape: Any) -> Any:
+            sizes = [4 if size is None else size for size in shape]
+            return np.float32(rng.normal(size=sizes))
+
+        input_data = tree.map_shape_structure(draw, input_shape)
     contract = _Contract(
         layer_cls, init_kwargs or {}, input_data, call_kwargs or {}
     )
