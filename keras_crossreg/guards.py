@@ -266,7 +266,7 @@ def _is_same(reg_data: Any, validation_data: Any) -> bool:
 
 
 def _is_same_array(a: Any, b: Any) -> bool:
-    if a is b or not can_convert_arrays((a, b)):
+    if not (can_convert_arrays((a, b)) and _has_rows(a) and _has_rows(b)):
         return a is b
     return np.array_equal(np.asarray(a), np.asarray(b))
 
@@ -291,9 +291,7 @@ def _count_shared_rows(train: Any, reg: Any) -> int:
     train_leaves, reg_leaves = tree.flatten(train), tree.flatten(reg)
     both = [*train_leaves, *reg_leaves]
     if len(train_leaves) != len(reg_leaves) or not all(
-        # Not so sparse and ragged tensors, which have no rows to compare.
-        a is None or (hasattr(a, "__array__") and len(a))
-        for a in both
+        a is None or (_has_rows(a) and len(a)) for a in both
     ):
         return 0
     train_rows = [_rows(a) for a in train_leaves if a is not None]
@@ -314,6 +312,11 @@ def _count_shared_rows(train: Any, reg: Any) -> int:
         )
         for j, key in enumerate(wanted)
     )
+
+
+def _has_rows(array: Any) -> bool:
+    """Not so sparse and ragged tensors, which cannot be compared."""
+    return hasattr(array, "__array__")
 
 
 def _rows(array: Any) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 import keras_crossreg as kcr
 
@@ -109,3 +110,35 @@ def moved(before, variables):
         not np.array_equal(a, b)
         for a, b in zip(before, values(variables), strict=True)
     ]
+
+
+class Recorder(kcr.layers.RhoLayer):
+    """Notes the first feature of the examples that it is called with."""
+
+    stochastic = False
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.trained, self.sampled = [], []
+
+    def build(self, input_shape):
+        self.rho = self.add_rho("rho", start=1.0)
+
+    def call(self, inputs, training=False, sampling=None):
+        if not tf.is_symbolic_tensor(inputs):
+            seen = self.sampled if sampling else self.trained
+            seen.append(inputs.numpy()[:, 0].astype(int).tolist())
+        return inputs * self.rho_value(self.rho, sampling)
+
+
+def recording_model(**kwargs):
+    """A model, and the layer that notes what it sees. One sample, eagerly.
+
+    In a regularization pass it first sees the batch of the check.
+    """
+    inputs = keras.Input((1,))
+    recorder = Recorder()
+    outputs = keras.layers.Dense(1)(recorder(inputs))
+    model = kcr.CrossRegModel(inputs, outputs)
+    compile_model(model, loss="mse", num_samples=1, **kwargs)
+    return model, recorder

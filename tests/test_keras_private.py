@@ -131,6 +131,35 @@ def test_can_convert_arrays():
     assert not _keras.can_convert_arrays((tf.data.Dataset.range(3), None, None))
 
 
+def test_arrays_of_an_adapter():
+    x, y = make_data()
+    weight = np.ones(24)
+    adapter = _keras.get_data_adapter(x, (y, y), weight)
+    # One weight for each output, as in the batches.
+    inputs = _keras.array_inputs(adapter)
+    assert inputs[0] is x
+    assert [a is y for a in inputs[1]] == [True, True]
+    assert [a is weight for a in inputs[2]] == [True, True]
+    with pytest.raises(ValueError, match="(?s)sizes: 24.*sizes: 23"):
+        _keras.get_data_adapter(x, y[1:])
+
+
+def test_arrays_that_tensorflow_takes():
+    x, _ = make_data()
+    for array in (x.astype("float64"), tf.constant(x)):
+        converted = _keras.convert_to_sliceable(array, "tensorflow")
+        np.testing.assert_array_equal(converted, x)
+    rows = _keras.convert_to_sliceable(tf.sparse.from_dense(x))[0:1]
+    np.testing.assert_array_equal(tf.sparse.to_dense(rows), x[:1])
+    # A sparse tensor comes with what it takes to slice it.
+    wrapper = _keras.convert_to_sliceable(tf.sparse.from_dense(x), "tensorflow")
+    assert isinstance(wrapper, tuple)
+    np.testing.assert_array_equal(tf.sparse.to_dense(wrapper.sparse), x)
+    assert hasattr(wrapper, "ragged_indices")
+    rows = _keras.slice_tensorflow_sparse_wrapper(wrapper, tf.constant([5, 2]))
+    np.testing.assert_array_equal(tf.sparse.to_dense(rows), x[[5, 2]])
+
+
 def test_train_validation_split():
     x, y = make_data(10)
     first, last = _keras.train_validation_split(

@@ -58,6 +58,16 @@ class GaussianNoiseScaleContractTest(TestCase):
             )
 
 
+def test_integers_get_noise_too():
+    x = np.full((400, 50), 7, "uint8")
+    layer = GaussianNoiseScale(0.3, seed=1)
+    added = noise(layer, x)
+    # 20,000 numbers: five standard errors of their standard deviation.
+    assert added.std() == pytest.approx(0.3, abs=5 * 0.3 / np.sqrt(40_000))
+    # Of one dtype with and without noise.
+    assert layer(x).dtype == layer(x, sampling=True).dtype == "float32"
+
+
 def test_starts_at_its_documented_scale():
     layer = GaussianNoiseScale()
     layer.build((None, 3))

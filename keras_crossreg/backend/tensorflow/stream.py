@@ -51,6 +51,7 @@ class RegularizationStream:
     ) -> None:
         self._strategy = strategy
         self._position = position
+        self._description = describe(reg_data)
         self._arrays: _Arrays | None = None
         first, error = None, None
         try:
@@ -70,7 +71,7 @@ class RegularizationStream:
                 "`reg_data` must hold at least one example, in a form that "
                 "`fit` takes. "
                 + (f"The error was: {error}\n" if error else "")
-                + f"Received: reg_data={describe(reg_data)}"
+                + f"Received: reg_data={self._description}"
             ) from error
         _check_every_replica_has_examples(strategy, first)
         self._first: Any = [first]
@@ -89,15 +90,17 @@ class RegularizationStream:
         """Ends the pass, and the threads that a `PyDataset` reads with."""
         self._batches.close()
 
-    def not_finite(self) -> Any:
-        """A batch of the examples of arrays that hold a NaN or an infinity.
+    def not_finite(self) -> tuple[list[int], Any]:
+        """Examples of arrays that hold a NaN or an infinity.
 
-        `None` if there are none, and for other data.
+        Returns:
+            `(rows, batch)`: the numbers of the first ones, and a batch of
+            them. None for other data.
         """
         if self._arrays is None:
-            return None
+            return [], None
         rows = self._arrays.not_finite()[: self._batch_size]
-        return self._arrays.take(rows) if len(rows) else None
+        return rows.numpy().tolist(), self._arrays.take(rows)
 
     def __iter__(self) -> RegularizationStream:
         return self
@@ -112,7 +115,7 @@ class RegularizationStream:
                 "`reg_data` ran out of batches: a generator must go on as "
                 "long as training does. Pass arrays, a `tf.data.Dataset` or a "
                 "`PyDataset`, or a generator that never ends. "
-                f"Received: reg_data={type(self._adapter).__name__}"
+                f"Received: reg_data={self._description}"
             )
         return batch
 
@@ -141,7 +144,7 @@ class RegularizationStream:
             tf.data.experimental.AutoShardPolicy.DATA
         )
         dataset = (
-            tf.data.Dataset.counter(first_pass)
+            tf.data.Dataset.range(first_pass, tf.int64.max)
             .flat_map(order)
             .skip(skipped)
             .batch(self._batch_size, drop_remainder=True)

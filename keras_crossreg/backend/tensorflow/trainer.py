@@ -338,7 +338,7 @@ class TensorFlowTrainer:
                 position=_keras.count_steps(self.rho_optimizer),
             )
             if self._check_reg_batch(like, stream.first_batch):
-                self._check_finite(stream.not_finite())
+                self._check_finite(*stream.not_finite())
                 reg.clear_results()
             if self.rho_variables:
                 reg.stream = stream
@@ -487,24 +487,23 @@ class TensorFlowTrainer:
                 f"Received: rho={lost}"
             )
 
-    def _check_finite(self, batch):
+    def _check_finite(self, rows, batch):
         """Refuses examples that would make rho not a number, for good.
 
-        `batch`: examples that hold a NaN or an infinity, or `None`. A model
-        or a loss may know how to mask them.
+        `batch`: the examples of arrays that hold a NaN or an infinity, and
+        `rows` their numbers. A model or a loss may know how to mask them.
         """
-        if batch is None:
+        if not rows:
             return
         batch = data_lib.with_ranks_of(self._reg.like, batch)
         with self._kept_seeds():
             loss, _, gradients, _ = self._rho_gradients(batch, batch)
         if not all(np.isfinite(v).all() for v in (loss, *gradients)):
-            shapes = data_lib.describe(batch)
             raise ValueError(
                 "There are NaN or infinities in `reg_data`, and they make the "
                 "regularization loss one too. Leave such examples out, or "
                 "mask them in the model and in the loss. "
-                f"Received: reg_data={shapes}, the first that hold any"
+                f"Received: rows of reg_data={rows}"
             )
 
     def train_on_batch(

@@ -1,0 +1,172 @@
+"""Every form of data that `fit` takes."""
+
+import keras
+import pytest
+import tensorflow as tf
+from keras import tree
+
+# Too large to install for a few tests; they run where it is there.
+try:
+    import torch
+except ImportError:
+    torch = None
+
+try:
+    import pandas
+    import scipy.sparse
+except ImportError:
+    pandas = scipy = None
+
+
+def batches(data, size):
+    """A list of batches, the last of which may be smaller."""
+    rows = len(tree.flatten(data)[0])
+    return [
+        tree.map_structure(lambda a, i=i: a[i : i + size], data)
+        for i in range(0, rows, size)
+    ]
+
+
+class Batches(keras.utils.PyDataset):
+    def __init__(self, batches, **kwargs):
+        super().__init__(**kwargs)
+        self.batches = batches
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __getitem__(self, index):
+        return self.batches[index]
+
+
+class EndlessBatches(Batches):
+    @property
+    def num_batches(self):
+        return None
+
+    def __getitem__(self, index):
+        return self.batches[index % len(self.batches)]
+
+
+def generator(batches):
+    while True:
+        yield from batches
+
+
+def dataset(data, size):
+    data = tree.lists_to_tuples(data)
+    return tf.data.Dataset.from_tensor_slices(data).batch(size)
+
+
+@tf.autograph.experimental.do_not_convert
+def _yes(*batch):
+    return True
+
+
+def dataset_of_unknown_shapes(data, size):
+    def flat():
+        return (tuple(tree.flatten(batch)) for batch in batches(data, size))
+
+    types = tuple(a.dtype for a in tree.flatten(data))
+    flat = tf.data.Dataset.from_generator(flat, output_types=types)
+    data = tree.lists_to_tuples(data)
+    return flat.map(lambda *leaves: tree.pack_sequence_as(data, leaves))
+
+
+def data_loader(data, size):
+    pytest.importorskip("torch")
+    rows = batches(data, 1)
+    rows = [tree.map_structure(lambda a: a[0], row) for row in rows]
+    return torch.utils.data.DataLoader(rows, batch_size=size)
+
+
+def data_loader_of_unknown_length(data, size):
+    pytest.importorskip("torch")
+
+    class Rows(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter(data_loader(data, 1).dataset)
+
+    return torch.utils.data.DataLoader(Rows(), batch_size=size)
+
+
+def torch_tensors(data, size):
+    pytest.importorskip("torch")
+    return tree.map_structure(torch.as_tensor, data)
+
+
+def pandas_objects(data, size):
+    pytest.importorskip("pandas")
+
+    def convert(array):
+        cls = pandas.Series if array.ndim == 1 else pandas.DataFrame
+        return cls(array)
+
+    return tree.map_structure(convert, data)
+
+
+def of_x(convert, data):
+    """What is sparse is x; targets and weights stay arrays."""
+    return (tree.map_structure(convert, data[0]), *data[1:])
+
+
+def scipy_matrices(data, size):
+    pytest.importorskip("scipy")
+    return of_x(scipy.sparse.csr_matrix, data)
+
+
+def scipy_arrays(data, size):
+    pytest.importorskip("scipy")
+    return of_x(scipy.sparse.coo_array, data)
+
+
+def float64(data, size):
+    return tree.map_structure(
+        lambda a: a.astype("float64") if a.dtype.kind == "f" else a, data
+    )
+
+
+# `form(data, size)`: `data` are arrays, `(x, y)` or `(x, y, sample_weight)`,
+# each an array, a dict, a tuple or a list of arrays; `size` is of a batch.
+FORMS = {
+    "arrays": lambda data, size: data,
+    "float64 arrays": float64,
+    "tensors": lambda data, size: tree.map_structure(tf.constant, data),
+    "torch tensors": torch_tensors,
+    "pandas": pandas_objects,
+    "SciPy matrices": scipy_matrices,
+    "SciPy arrays": scipy_arrays,
+    "sparse tensors": lambda data, size: of_x(tf.sparse.from_dense, data),
+    "ragged tensors": lambda data, size: of_x(
+        tf.RaggedTensor.from_tensor, data
+    ),
+    "dataset": dataset,
+    "dataset of unknown length": lambda data, size: dataset(data, size).filter(
+        _yes
+    ),
+    "dataset of unknown shapes": dataset_of_unknown_shapes,
+    "endless dataset": lambda data, size: dataset(data, size).repeat(),
+    "dataset of sparse tensors": lambda data, size: dataset(
+        of_x(tf.sparse.from_dense, data), size
+    ),
+    "PyDataset": lambda data, size: Batches(batches(data, size)),
+    "PyDataset with workers": lambda data, size: Batches(
+        batches(data, size), workers=2
+    ),
+    "endless PyDataset": lambda data, size: EndlessBatches(batches(data, size)),
+    "generator": lambda data, size: generator(batches(data, size)),
+    "torch DataLoader": data_loader,
+    "torch DataLoader of unknown length": data_loader_of_unknown_length,
+}
+
+
+def is_array_form(data):
+    """Whether `fit` takes it as x, y and sample_weight."""
+    return isinstance(data, tuple)
+
+
+def training_arguments(data):
+    """Data of any form as the first arguments of `fit`."""
+    if not is_array_form(data):
+        return dict(x=data)
+    return dict(zip(("x", "y", "sample_weight"), data, strict=False))

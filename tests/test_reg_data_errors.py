@@ -1,0 +1,282 @@
+"""Regularization data that do not fit, and what Keras itself refuses."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from forms import FORMS
+from forms import Batches
+from forms import batches
+from helpers import assert_same
+from helpers import compile_model
+from helpers import make_data
+from helpers import make_model
+from helpers import values
+from test_errors import check
+
+import keras_crossreg as kcr
+
+X, Y = make_data()
+REG_X, REG_Y = make_data(12, seed=1)
+REG = REG_X, REG_Y
+# With `batch_size=8` in `fit`, of the last batch.
+NOT_A_NUMBER = REG_X.copy()
+NOT_A_NUMBER[7, 2] = np.nan
+INFINITE = REG_X.copy()
+INFINITE[[3, 5], 0] = np.inf
+
+
+def loader(*data):
+    return FORMS["torch DataLoader"](data, 8)
+
+
+# Refused as x, by Keras, and as `reg_data`, by us.
+REFUSED = {
+    "lists of numbers": lambda: (X.tolist(), Y.tolist()),
+    "targets in a list": lambda: (X, Y.tolist()),
+    "an iterator": lambda: iter(FORMS["dataset"]((X, Y), 8)),
+    "a generator of lists": lambda: (list(b) for b in batches((X, Y), 8)),
+    "a dataset and targets": lambda: (FORMS["dataset"]((X, Y), 8), Y),
+    "arrays of different lengths": lambda: (X, Y[:-1]),
+    "numbers": lambda: (np.float32(1.0), np.float32(1.0)),
+    "a string": lambda: "data",
+    "an empty PyDataset": lambda: Batches([]),
+    "an empty generator": lambda: iter_nothing(),
+    "an empty torch DataLoader": lambda: loader(X[:0], Y[:0]),
+}
+
+
+def iter_nothing():
+    yield from ()
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused_as_reg_data(case):
+    model = compile_model(make_model())
+    match = r"(?s)`reg_data` must hold.*The error was: .+\nReceived: reg_data="
+    check(model, match, reg_data=REFUSED[case]())
+
+
+@pytest.mark.parametrize("case", REFUSED)
+@pytest.mark.parametrize("cls", [keras.Model, kcr.CrossRegModel])
+def test_refused_as_x(case, cls):
+    data = REFUSED[case]()
+    x, y = data if isinstance(data, tuple) else (data, None)
+    model = make_model(rho=False, cls=cls)
+    arguments = dict(optimizer="sgd", loss="sparse_categorical_crossentropy")
+    model.compile(**arguments, run_eagerly=True)
+    # What is raised is for Keras to say.
+    with pytest.raises((ValueError, IndexError)):
+        model.fit(x, y, shuffle=False, verbose=0)
+
+
+REG_DATA_ERRORS = {
+    # Of a model that takes either structure.
+    "dict for an array": (
+        dict(reg_data=({"features": REG_X}, REG_Y)),
+        r"Expected x like \(3,\).*Received: x={'features': '\(3,\)'}$",
+    ),
+    "array for a dict": (
+        dict(x={"features": X}, reg_data=REG),
+        r"Expected x like {'features': '\(3,\)'}.*Received: x=\(3,\)$",
+    ),
+    "tuple for an array": (
+        dict(reg_data=((REG_X,), REG_Y)),
+        r"Expected x like \(3,\).*Received: x=\('\(3,\)',\)$",
+    ),
+    "missing key": (
+        dict(x={"features": X, "b": X}, reg_data=({"features": REG_X}, REG_Y)),
+        r"x like {'features'.*'b'.*Received: x={'features': '\(3,\)'}$",
+    ),
+    "extra key": (
+        dict(
+            x={"features": X},
+            reg_data=({"features": REG_X, "b": REG_X}, REG_Y),
+        ),
+        r"Received: x={'features': '\(3,\)', 'b': '\(3,\)'}$",
+    ),
+    "another key": (
+        dict(x={"features": X}, reg_data=({"inputs": REG_X}, REG_Y)),
+        r"Expected x like {'features'.*Received: x={'inputs': '\(3,\)'}$",
+    ),
+    "structure of y": (
+        dict(reg_data=(REG_X, {"classes": REG_Y})),
+        r"Expected y like \(\).*Received: y={'classes': '\(\)'}$",
+    ),
+    "columns of y": (
+        dict(y=Y[:, None], reg_data=(REG_X, np.stack([REG_Y] * 2, 1))),
+        r"Expected y like \(1,\).*Received: y=\(2,\)$",
+    ),
+    "targets in a dataset, but none in training": (
+        dict(y=None, reg_data=FORMS["dataset"](REG, 8)),
+        r"Expected y like None.*Received: y=\(\)$",
+    ),
+    "no targets for a loss that needs them": (
+        dict(y=None, reg_data=REG_X),
+        "regularization pass failed.*Received: reg_data=",
+    ),
+    "four parts": (
+        dict(reg_data=(*REG, REG_Y, REG_Y)),
+        r"\(x, y, sample_weight\).*Received: reg_data=\(ndarray of shape "
+        r"\(12, 3\), ndarray of shape \(12,\), nd",
+    ),
+    "nothing": (dict(reg_data=()), r"Received: reg_data=\(\)$"),
+    "NaN in x": (
+        dict(reg_data=(NOT_A_NUMBER, REG_Y)),
+        r"There are NaN .*Received: rows of reg_data=\[7\]$",
+    ),
+    "infinities in x": (
+        dict(reg_data=(INFINITE, REG_Y), reg_batch_size=1),
+        r"There are NaN .*Received: rows of reg_data=\[3\]$",
+    ),
+    "NaN in the weights": (
+        dict(reg_data=(*REG, NOT_A_NUMBER[:, 2])),
+        r"There are NaN .*Received: rows of reg_data=\[7\]$",
+    ),
+    "NaN in the part that reg_split cuts": (
+        dict(x=np.concatenate([X, NOT_A_NUMBER]), y=np.r_[Y, REG_Y])
+        | dict(reg_split=1 / 3),
+        r"There are NaN .*Received: rows of reg_data=\[7\]$",
+    ),
+    "reg_split of a list": (
+        dict(x=X.tolist(), reg_split=0.5),
+        "cut other data yourself.*Received: reg_split=0.5",
+    ),
+    "reg_split of arrays of different lengths": (
+        dict(y=np.r_[Y, Y], reg_split=0.5),
+        r"same number of rows. Received: x, y, sample_weight=\(ndarray of "
+        r"shape \(24, 3\), ndarray of shape \(48,\), None\)$",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REG_DATA_ERRORS)
+def test_fit_refuses(case):
+    arguments, match = REG_DATA_ERRORS[case]
+    check(compile_model(make_model()), "(?s)" + match, **arguments)
+
+
+# NaN that do no harm, and NaN that cannot be known beforehand.
+
+
+def masking_model():
+    inputs = keras.Input((3,))
+    x = keras.ops.where(keras.ops.isnan(inputs), 0.0, inputs)
+    x = kcr.layers.GaussianNoiseScale(0.5, seed=1)(keras.layers.Dense(4)(x))
+    outputs = keras.layers.Dense(2, activation="softmax")(x)
+    return compile_model(kcr.CrossRegModel(inputs, outputs))
+
+
+def test_nan_that_the_model_masks():
+    filled = np.nan_to_num(NOT_A_NUMBER)
+    results = []
+    for reg_x in (NOT_A_NUMBER, filled):
+        keras.utils.set_random_seed(0)
+        model = masking_model()
+        model.fit(X, Y, reg_data=(reg_x, REG_Y), shuffle=False, verbose=0)
+        results.append(values(model.weights))
+    # Nor does the check draw noise that training would have drawn.
+    assert_same(*results)
+
+
+def test_nan_in_training_data_are_for_keras():
+    model = compile_model(make_model())
+    x = X.copy()
+    x[7] = np.nan
+    history = model.fit(x, Y, reg_data=REG, verbose=0).history
+    assert np.isnan(history["loss"]).all()
+
+
+def test_nan_in_batches_end_in_a_loss_that_is_not_a_number():
+    # As NaN in training batches do. `TerminateOnNaN` looks at `loss`, which
+    # is NaN at the step after.
+    model = compile_model(make_model())
+    data = FORMS["dataset"]((NOT_A_NUMBER, REG_Y), 12)
+    model.fit(
+        X,
+        Y,
+        batch_size=6,
+        epochs=2,
+        reg_data=data,
+        callbacks=[keras.callbacks.TerminateOnNaN()],
+        verbose=0,
+    )
+    assert int(model.optimizer.iterations) == 2
+    assert np.isnan(model.history.history["reg_loss"]).all()
+    assert np.isnan(model.history.history["loss"]).all()
+
+
+# One batch at a time.
+
+
+@pytest.mark.filterwarnings("ignore:1 rho learn from 12")
+def test_train_on_batch_is_a_step_of_fit():
+    results = []
+    for one_at_a_time in (False, True):
+        model = compile_model(make_model())
+        # Of one batch in a fixed order.
+        if one_at_a_time:
+            for x, y in batches((X, Y), 8):
+                model.train_on_batch(x, y, reg_data=REG)
+        else:
+            data = FORMS["dataset"](REG, 12)
+            model.fit(
+                X, Y, batch_size=8, reg_data=data, shuffle=False, verbose=0
+            )
+        results.append(values(model.weights))
+    assert_same(*results)
+
+
+ONE_BATCH = [
+    "arrays",
+    "float64 arrays",
+    "tensors",
+    "torch tensors",
+    "pandas",
+    "SciPy matrices",
+    "sparse tensors",
+    "ragged tensors",
+]
+
+
+@pytest.mark.parametrize("form", ONE_BATCH)
+def test_train_on_batch_of_each_form(form):
+    def result(reg_data):
+        model = compile_model(make_model())
+        model.train_on_batch(X, Y, reg_data=reg_data)
+        return values(model.weights)
+
+    assert_same(result(FORMS[form](REG, 12)), result(REG))
+
+
+def test_train_on_batch_makes_no_pipeline(monkeypatch):
+    # Which takes a hundred times as long as the step of a small model.
+    def forbidden(*args, **kwargs):
+        raise AssertionError
+
+    model = compile_model(make_model())
+    monkeypatch.setattr(tf.data.Dataset, "__init__", forbidden)
+    model.train_on_batch(X, Y, reg_data=REG)
+    assert int(model.rho_optimizer.iterations) == 1
+
+
+BATCH_ERRORS = {
+    "a dataset": (FORMS["dataset"](REG, 8), "Received: reg_data=_BatchDataset"),
+    "lists": ((REG_X.tolist(), REG_Y), r"=\(list, ndarray of shape \(12,\)\)$"),
+    "no examples": ((X[:0], Y[:0]), r"one example. Received: reg_data="),
+    "different lengths": ((X, REG_Y), "sizes: 24.*sizes: 12.*Received"),
+    "four parts": ((*REG, REG_Y, REG_Y), "one batch.*Received: reg_data="),
+    "no targets": (REG_X, r"Expected y like \(\).*Received: y=None$"),
+    "columns": ((REG_X[:, :2], REG_Y), r"x like \(3,\).*Received: x=\(2,\)$"),
+    "structure": (({"a": REG_X}, REG_Y), "x like.*Received: x={'a'"),
+}
+
+
+@pytest.mark.parametrize("case", BATCH_ERRORS)
+def test_train_on_batch_refuses(case):
+    reg_data, match = BATCH_ERRORS[case]
+    model = compile_model(make_model())
+    before = values(model.weights)
+    with pytest.raises(ValueError, match="(?s)" + match):
+        model.train_on_batch(X, Y, reg_data=reg_data)
+    assert_same(before, values(model.weights))
