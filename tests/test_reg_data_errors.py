@@ -1,5 +1,7 @@
 """Regularization data that do not fit, and what Keras itself refuses."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -46,15 +48,24 @@ REFUSED = {
 }
 
 
+@functools.cache
+def refusing_model(cls=kcr.CrossRegModel):
+    """One for many tests, since what is refused leaves it as it was."""
+    model = make_model(cls=cls)
+    if cls is kcr.CrossRegModel:
+        return compile_model(model)
+    model.compile("sgd", "sparse_categorical_crossentropy", run_eagerly=True)
+    return model
+
+
 def iter_nothing():
     yield from ()
 
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_refused_as_reg_data(case):
-    model = compile_model(make_model())
     match = r"(?s)`reg_data` must hold.*The error was: .+\nReceived: reg_data="
-    check(model, match, reg_data=REFUSED[case]())
+    check(refusing_model(), match, reg_data=REFUSED[case]())
 
 
 @pytest.mark.parametrize("case", REFUSED)
@@ -62,12 +73,10 @@ def test_refused_as_reg_data(case):
 def test_refused_as_x(case, cls):
     data = REFUSED[case]()
     x, y = data if isinstance(data, tuple) else (data, None)
-    model = make_model(rho=False, cls=cls)
-    arguments = dict(optimizer="sgd", loss="sparse_categorical_crossentropy")
-    model.compile(**arguments, run_eagerly=True)
+    reg_data = {} if cls is keras.Model else dict(reg_data=REG)
     # What is raised is for Keras to say.
     with pytest.raises((ValueError, IndexError)):
-        model.fit(x, y, shuffle=False, verbose=0)
+        refusing_model(cls).fit(x, y, shuffle=False, verbose=0, **reg_data)
 
 
 REG_DATA_ERRORS = {
@@ -153,7 +162,7 @@ REG_DATA_ERRORS = {
 @pytest.mark.parametrize("case", REG_DATA_ERRORS)
 def test_fit_refuses(case):
     arguments, match = REG_DATA_ERRORS[case]
-    check(compile_model(make_model()), "(?s)" + match, **arguments)
+    check(refusing_model(), "(?s)" + match, **arguments)
 
 
 # NaN that do no harm, and NaN that cannot be known beforehand.
@@ -239,14 +248,21 @@ ONE_BATCH = [
 ]
 
 
+def result_of_one_batch(reg_data):
+    model = compile_model(make_model())
+    model.train_on_batch(X, Y, reg_data=reg_data)
+    return values(model.weights)
+
+
+@functools.cache
+def result_of_arrays():
+    return result_of_one_batch(REG)
+
+
 @pytest.mark.parametrize("form", ONE_BATCH)
 def test_train_on_batch_of_each_form(form):
-    def result(reg_data):
-        model = compile_model(make_model())
-        model.train_on_batch(X, Y, reg_data=reg_data)
-        return values(model.weights)
-
-    assert_same(result(FORMS[form](REG, 12)), result(REG))
+    result = result_of_one_batch(FORMS[form](REG, 12))
+    assert_same(result, result_of_arrays())
 
 
 def test_train_on_batch_makes_no_pipeline(monkeypatch):
@@ -275,7 +291,7 @@ BATCH_ERRORS = {
 @pytest.mark.parametrize("case", BATCH_ERRORS)
 def test_train_on_batch_refuses(case):
     reg_data, match = BATCH_ERRORS[case]
-    model = compile_model(make_model())
+    model = refusing_model()
     before = values(model.weights)
     with pytest.raises(ValueError, match="(?s)" + match):
         model.train_on_batch(X, Y, reg_data=reg_data)
