@@ -8,6 +8,8 @@ import ast
 import json
 import os
 import pathlib
+import re
+import shlex
 import socket
 import subprocess
 import sys
@@ -22,6 +24,8 @@ from helpers import make_data
 from helpers import values
 from still import still_model
 from still import train
+
+import keras_crossreg as kcr
 
 TESTS = pathlib.Path(__file__).parent
 FOLDER = TESTS / "distribution"
@@ -106,18 +110,15 @@ def free_ports(count):
     return ports
 
 
-def run_workers(script, *arguments, timeout):
-    """Runs a script as two workers; none of them outlives this call."""
-    workers = [f"localhost:{port}" for port in free_ports(2)]
+def run_all(commands, timeout):
+    """Runs commands beside each other; none of them outlives this call."""
     processes = []
     try:
-        for index in range(2):
-            task = {"type": "worker", "index": index}
-            config = {"cluster": {"worker": workers}, "task": task}
+        for arguments, variables in commands:
             processes.append(
                 subprocess.Popen(
-                    [sys.executable, str(script), *map(str, arguments)],
-                    env=environment(TF_CONFIG=json.dumps(config)),
+                    [sys.executable, *map(str, arguments)],
+                    env=environment(**variables),
                     cwd=TESTS.parent,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.STDOUT,
@@ -134,17 +135,27 @@ def run_workers(script, *arguments, timeout):
     return outputs
 
 
+def as_workers(script, *arguments, config=None):
+    """The commands that run a script as two workers."""
+    config = config or {"cluster": {}, "task": {"type": "worker"}}
+    ports = free_ports(2)
+    config["cluster"]["worker"] = [f"localhost:{port}" for port in ports]
+    for index in range(2):
+        config["task"]["index"] = index
+        yield [script, *arguments], dict(TF_CONFIG=json.dumps(config))
+
+
 @pytest.fixture(scope="module")
 def two_workers(tmp_path_factory):
     folder = tmp_path_factory.mktemp("workers")
-    run_workers(FOLDER / "worker.py", folder, timeout=600)
+    run_all(as_workers(FOLDER / "worker.py", folder), timeout=600)
     return folder, [dict(np.load(folder / f"worker_{i}.npz")) for i in (0, 1)]
 
 
 @pytest.fixture(scope="module")
 def two_workers_with(tmp_path_factory):
     folder = tmp_path_factory.mktemp("workers")
-    run_workers(FOLDER / "worker_grid.py", folder, timeout=1800)
+    run_all(as_workers(FOLDER / "worker_grid.py", folder), timeout=1800)
     return [dict(np.load(folder / f"worker_{i}.npz")) for i in (0, 1)]
 
 
@@ -155,7 +166,9 @@ def part(kept, prefix):
 
 def test_two_workers_train_as_one_device(two_workers):
     _, kept = two_workers
-    model, history = train(compile_arguments=dict(run_eagerly=True))
+    model, history = train(
+        compile_arguments=dict(run_eagerly=True), validation_data=None
+    )
     for worker in kept:
         logs = {f"log {name}": value for name, value in history.items()}
         assert set(part(worker, "log")) == set(logs)
@@ -171,7 +184,7 @@ def test_two_workers_train_as_one_device(two_workers):
 
 def test_two_workers_stay_equal(two_workers):
     _, (first, second) = two_workers
-    for prefix in ("log", "weight", "prediction", "evaluation"):
+    for prefix in ("log", "weight"):
         ours, theirs = part(first, prefix), part(second, prefix)
         assert ours
         assert_same([*ours.values()], [*theirs.values()])
@@ -182,13 +195,6 @@ def test_what_the_chief_saved(two_workers):
     model = keras.saving.load_model(folder / "model.keras")
     assert_same(values(model.weights), [*part(first, "weight").values()])
     assert int(model.rho_optimizer.iterations) == 4
-    x, y = make_data(8, seed=3)
-    np.testing.assert_allclose(
-        model.predict(x, verbose=0), first["prediction"], rtol=1e-5
-    )
-    np.testing.assert_allclose(
-        model.evaluate(x, y, verbose=0), first["evaluation"], rtol=1e-5
-    )
 
 
 def test_every_worker_draws_noise_of_its_own(two_workers):
@@ -252,6 +258,21 @@ def test_train_on_batches_of_their_own(two_workers_with):
 
 
 @pytest.mark.slow
+def test_workers_evaluate_and_predict(two_workers_with):
+    first, second = (part(worker, "used") for worker in two_workers_with)
+    assert_same([*first.values()], [*second.values()])
+    model, history = train(compile_arguments=dict(run_eagerly=True), epochs=2)
+    x, y = make_data(7, seed=3)
+    expected = [
+        history["val_loss"],
+        model.evaluate(x, y, verbose=0),
+        model.predict(x, verbose=0),
+        model.predict_samples(x, 2, verbose=0),
+    ]
+    assert_close(first.values(), expected)
+
+
+@pytest.mark.slow
 def test_workers_merge_epochs(two_workers_with):
     weights = assert_equal_models(two_workers_with, "merged", 3)
     model, _ = train(
@@ -269,3 +290,43 @@ def test_workers_go_on_where_they_stopped(two_workers_with, name):
     weights = assert_equal_models(two_workers_with, name, 4)
     model, _ = train(compile_arguments=dict(run_eagerly=True))
     assert_close(weights, values(model.weights))
+
+
+# The page, and the script that it runs.
+
+PAGE = (TESTS.parent / "docs" / "distribution.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, re.M | re.S)
+
+
+def test_the_page_shows_the_script():
+    script = (TESTS.parent / "examples" / "distributed.py").read_text()
+    assert len(blocks("py")) == 3
+    for block in blocks("py"):
+        assert block in script
+
+
+@pytest.mark.slow
+def test_the_page_on_one_machine(tmp_path):
+    command = shlex.split(blocks("bash")[0])
+    assert command[0] == "python"
+    saved = tmp_path / "model.keras"
+    arguments = [*command[1:], "--epochs", 1, "--save", saved]
+    (output,) = run_all([(arguments, {})], timeout=600)
+    assert "1 replicas, test accuracy" in output
+    assert isinstance(keras.saving.load_model(saved), kcr.CrossRegModel)
+
+
+@pytest.mark.slow
+def test_the_page_on_two_machines(tmp_path):
+    setting, command = blocks("bash")[1].splitlines()
+    config = json.loads(shlex.split(setting)[1].removeprefix("TF_CONFIG="))
+    assert len(config["cluster"]["worker"]) == 2
+    saved = tmp_path / "model.keras"
+    arguments = [*shlex.split(command)[1:], "--epochs", 2, "--save", saved]
+    chief, other = run_all(as_workers(*arguments, config=config), timeout=600)
+    assert "2 replicas, test accuracy" in chief
+    assert "replicas" not in other
+    assert isinstance(keras.saving.load_model(saved), kcr.CrossRegModel)

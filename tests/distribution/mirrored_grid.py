@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers import assert_same
+from helpers import compile_model
 from helpers import make_data
 from helpers import make_model
+from helpers import moved
 from helpers import values
 from still import assert_close
 from still import still_model
@@ -116,6 +118,13 @@ def test_what_tensorflow_refuses(cls, mode):
         model.fit(*twin_data(), batch_size=8, verbose=0, **reg_data_of(cls))
 
 
+def test_hypergradients_of_second_order_are_refused():
+    with TWO.scope():
+        model = make_model()
+        with pytest.raises(ValueError, match="under a strategy of 2 replicas"):
+            model.compile("sgd", "mse", hypergradient="implicit")
+
+
 def test_a_model_without_rho_is_a_keras_model():
     results = []
     for cls in (kcr.CrossRegModel, keras.Model):
@@ -212,13 +221,56 @@ def test_partial_batches_that_leave_a_replica_without_examples():
     assert all(np.isfinite(v).all() for v in history.values())
 
 
-def test_one_training_example():
-    x, y = make_data(1)
-    model, history = train(
-        TWO, make=lambda: still_model(batch_norm=False), x=x, y=y
-    )
-    assert all(np.isfinite(v).all() for v in values(model.weights))
+@pytest.mark.parametrize("rows", [1, 5])
+@pytest.mark.parametrize("cls", [kcr.CrossRegModel, keras.Model])
+def test_first_batches_that_are_not_split_evenly(cls, rows):
+    with TWO.scope():
+        model = still_model(cls, batch_norm=False)
+        model.compile(keras.optimizers.SGD(), "sparse_categorical_crossentropy")
+    arguments = dict(batch_size=8, verbose=0, **reg_data_of(cls))
+    if cls is keras.Model:
+        with pytest.raises(
+            tf.errors.InvalidArgumentError, match="must have the same size"
+        ):
+            model.fit(*make_data(rows), **arguments)
+        return
+    before = values(model.trainable_variables)
+    with pytest.warns(UserWarning, match="Rho have not learned yet"):
+        history = model.fit(*make_data(rows), **arguments).history
     assert np.isfinite(history["loss"]).all()
+    assert all(np.isfinite(v).all() for v in values(model.weights))
+    assert all(moved(before, model.trainable_variables))
+
+
+@pytest.mark.parametrize("reason", ["eager", "BatchNormalization"])
+@pytest.mark.parametrize("cls", [kcr.CrossRegModel, keras.Model])
+def test_where_keras_has_nan_without_examples(cls, reason):
+    with TWO.scope():
+        inputs = keras.Input((3,))
+        x = keras.layers.Dense(4)(inputs)
+        if reason == "BatchNormalization":
+            x = keras.layers.BatchNormalization()(x)
+        outputs = keras.layers.Dense(2, activation="softmax")(x)
+        model = cls(inputs, outputs)
+        model.compile(
+            keras.optimizers.SGD(),
+            "sparse_categorical_crossentropy",
+            run_eagerly=reason == "eager",
+        )
+    history = model.fit(*make_data(9), batch_size=4, epochs=2, verbose=0)
+    assert np.isnan(history.history["loss"][-1])
+    assert np.isnan(values(model.weights)[0]).any() == (reason != "eager")
+
+
+def test_nan_in_regularization_data():
+    with TWO.scope():
+        model = compile_model(make_model(), run_eagerly=False)
+    before = values(model.weights)
+    x, y = make_data(12, seed=1)
+    x[3, 1] = np.nan
+    with pytest.raises(ValueError, match="There are NaN"):
+        model.fit(*make_data(), reg_data=(x, y), verbose=0)
+    assert_same(before, values(model.weights))
 
 
 # What a model goes through.
