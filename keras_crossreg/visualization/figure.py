@@ -28,6 +28,8 @@ COLORS = (
 # Inches: a column of a two-column paper.
 WIDTH = 3.3
 LEGEND_LINE = 0.14
+# Letters that a line of the legend has room for, at that width.
+LEGEND_LETTERS = 40
 STYLE: Any = {
     "axes.labelsize": 8,
     "axes.spines.right": False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING
 from typing import Any
 
@@ -65,7 +66,13 @@ def plot_rho_history(
         curves.append(curve)
         labels.append(f"{name} (mean, range)" if curve.shape[1] > 1 else name)
     many = len(curves) > len(figure.COLORS)
-    lines = 0 if many else len(labels) / figure.legend_columns(labels, ax)
+    columns = figure.legend_columns(labels, ax)
+    if columns == 1 and ax is None:
+        labels = [
+            textwrap.fill(label, figure.LEGEND_LETTERS) for label in labels
+        ]
+    rows = sum(label.count("\n") + 1 for label in labels)
+    lines = 0 if many else rows / columns
     height = 2.1 + figure.LEGEND_LINE * lines
     is_new = ax is None
     with figure.axes(ax, "plot_rho_history", height) as ax:
