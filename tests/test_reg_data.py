@@ -300,6 +300,23 @@ def test_a_model_that_is_not_built(form):
     assert model.types[-STEPS - 2 :] == kind * (STEPS + 2)
 
 
+@quiet
+@pytest.mark.parametrize("form", ["tensors", "dataset"])
+def test_rows_of_different_lengths(form):
+    model = compile_model(Typed(), reg_freq=STEPS)
+    data, reg = (
+        (tf.ragged.constant([row[: 1 + i % 3] for i, row in enumerate(x)]), y)
+        for x, y in (TRAIN, REG)
+    )
+    if form == "dataset":
+        data, reg = (
+            tf.data.Dataset.from_tensor_slices(part).batch(SIZE)
+            for part in (data, reg)
+        )
+    train(model, data, reg)
+    assert model.types[-STEPS - 2 :] == ["RaggedTensor"] * (STEPS + 2)
+
+
 # What stands beside the data in `fit`.
 
 ARRAY_FORMS = [

@@ -165,6 +165,18 @@ def test_fit_refuses(case):
     check(refusing_model(), "(?s)" + match, **arguments)
 
 
+def test_targets_that_the_loss_would_broadcast():
+    inputs = keras.Input((3,))
+    outputs = keras.layers.Dense(1)(kcr.layers.GaussianNoiseScale()(inputs))
+    model = compile_model(kcr.CrossRegModel(inputs, outputs), loss="mse")
+    check(
+        model,
+        r"Expected y like \(1,\).*Received: y=\(2,\)$",
+        y=X[:, :1],
+        reg_data=(REG_X, REG_X[:, :2]),
+    )
+
+
 # NaN that do no harm, and NaN that cannot be known beforehand.
 
 
