@@ -73,6 +73,9 @@ class Regularization:
         self.logs: dict[str, Any] = {}
         self.has_results = False
 
+        # Symbolic tensors like the training batches, in `fit`.
+        self.train_like: Any = None
+
         # The learning of rho, in `fit`.
         self.stream: Any = None
         # The last one, for a `hypergradient` that looks at it.

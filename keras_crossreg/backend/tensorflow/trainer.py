@@ -325,8 +325,10 @@ class TensorFlowTrainer:
         """Checks everything that can be checked before a weight moves."""
         reg = self._reg
         like, x = None, data[0]
-        if reg_data is not None or not self._is_built:
+        replicas = self.distribute_strategy.num_replicas_in_sync
+        if reg_data is not None or not self._is_built or replicas > 1:
             like, x = data_lib.peek(*data)
+        reg.train_like = like
         if reg_data is None:
             self._build_on(like)
             data_lib.check_reg_data_is_there(self._learning_rho(), reg_data)
@@ -386,7 +388,7 @@ class TensorFlowTrainer:
             )
         reg.rho_steps, reg.bad_curvature = 0, []
         self._end_stream()
-        reg.train_batch = None
+        reg.train_batch = reg.train_like = None
         reg.logs = {}
         reg.show_metrics = False
 
@@ -420,8 +422,11 @@ class TensorFlowTrainer:
         if iterator is not None and strategy.num_replicas_in_sync > 1:
             # Keras averages a batch over the replicas to see its shapes, which
             # fails for those of a cluster, and where a replica has no example.
-            _, _, batches = next(iter(iterator))
-            data_batch = first_replica(strategy, next(batches))
+            # And `fit` would miss what that batch takes from a generator.
+            data_batch = self._reg.train_like
+            if data_batch is None:
+                _, _, batches = next(iter(iterator))
+                data_batch = first_replica(strategy, next(batches))
             iterator = None
         super()._maybe_symbolic_build(iterator, data_batch)
 
