@@ -15,6 +15,10 @@ from keras import ops
 import keras_crossreg
 from keras_crossreg import _keras
 
+# Of the backend in use.
+(TRAINER,) = [
+    c for c in keras.Model.__mro__ if c.__name__ == "TensorFlowTrainer"
+]
 PACKAGE = pathlib.Path(keras_crossreg.__file__).parent
 
 
@@ -111,6 +115,19 @@ def test_compile_metrics():
     }
     metrics.reset_state()
     assert float(metrics.result()["accuracy"]) == 0.0
+
+
+def test_metrics_are_built_from_symbolic_tensors():
+    # One of them creates its state when it is updated.
+    metrics = _keras.CompileMetrics(
+        ["accuracy", keras.metrics.F1Score()], None, output_names=None
+    )
+    y = keras.KerasTensor((None, 2))
+    _keras.build_metrics(metrics, y, y, None)
+    assert metrics.built
+    names = [v.name for v in metrics.variables]
+    assert {"total", "count", "true_positives"} <= set(names)
+    assert all(not v.numpy().any() for v in metrics.variables)
 
 
 def test_data_adapters():
@@ -292,6 +309,13 @@ def test_what_the_trainer_builds_on():
     assert model._initial_epoch is None
     # What `predict_samples` and `fit` set aside.
     assert model.train_function is model.predict_function is None
+    # Overridden for several replicas: called by `fit`, with these arguments.
+    for name in ("_maybe_symbolic_build", "_make_function"):
+        assert f"self.{name}(" in inspect.getsource(TRAINER)
+    parameters = inspect.signature(TRAINER._maybe_symbolic_build).parameters
+    assert list(parameters) == ["self", "iterator", "data_batch"]
+    parameters = inspect.signature(TRAINER._make_function).parameters
+    assert list(parameters) == ["self", "step_function"]
     # `fit` has the arguments that we pass on, and no others.
     ours = inspect.signature(keras_crossreg.CrossRegModel.fit).parameters
     theirs = inspect.signature(keras.Model.fit).parameters
