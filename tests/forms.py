@@ -5,18 +5,6 @@ import pytest
 import tensorflow as tf
 from keras import tree
 
-# Too large to install for a few tests; they run where it is there.
-try:
-    import torch
-except ImportError:
-    torch = None
-
-try:
-    import pandas
-    import scipy.sparse
-except ImportError:
-    pandas = scipy = None
-
 
 def batches(data, size):
     """A list of batches, the last of which may be smaller."""
@@ -73,15 +61,18 @@ def dataset_of_unknown_shapes(data, size):
     return flat.map(lambda *leaves: tree.pack_sequence_as(data, leaves))
 
 
+# PyTorch is too large to install for a few tests: they run where it is.
+
+
 def data_loader(data, size):
-    pytest.importorskip("torch")
+    torch = pytest.importorskip("torch")
     rows = batches(data, 1)
     rows = [tree.map_structure(lambda a: a[0], row) for row in rows]
     return torch.utils.data.DataLoader(rows, batch_size=size)
 
 
 def data_loader_of_unknown_length(data, size):
-    pytest.importorskip("torch")
+    torch = pytest.importorskip("torch")
 
     class Rows(torch.utils.data.IterableDataset):
         def __iter__(self):
@@ -91,12 +82,12 @@ def data_loader_of_unknown_length(data, size):
 
 
 def torch_tensors(data, size):
-    pytest.importorskip("torch")
+    torch = pytest.importorskip("torch")
     return tree.map_structure(torch.as_tensor, data)
 
 
 def pandas_objects(data, size):
-    pytest.importorskip("pandas")
+    pandas = pytest.importorskip("pandas")
 
     def convert(array):
         cls = pandas.Series if array.ndim == 1 else pandas.DataFrame
@@ -111,13 +102,13 @@ def of_x(convert, data):
 
 
 def scipy_matrices(data, size):
-    pytest.importorskip("scipy")
-    return of_x(scipy.sparse.csr_matrix, data)
+    sparse = pytest.importorskip("scipy.sparse")
+    return of_x(sparse.csr_matrix, data)
 
 
 def scipy_arrays(data, size):
-    pytest.importorskip("scipy")
-    return of_x(scipy.sparse.coo_array, data)
+    sparse = pytest.importorskip("scipy.sparse")
+    return of_x(sparse.coo_array, data)
 
 
 def float64(data, size):

@@ -5,12 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
+from keras import tree
 
 from keras_crossreg._keras import can_convert_arrays
 from keras_crossreg._keras import inner_optimizer
 from keras_crossreg.regularization_data import Data
+from keras_crossreg.regularization_data import as_tensor
+from keras_crossreg.regularization_data import num_rows
+from keras_crossreg.regularization_data import peek
+from keras_crossreg.regularization_data import with_ranks_of
 
 
 class OneRun(keras.callbacks.CallbackList):
@@ -69,8 +73,9 @@ def merge(data: Data, reg_data: Any) -> Data:
     """
     reg = keras.utils.unpack_x_y_sample_weight(reg_data)
     if can_convert_arrays(data) and can_convert_arrays(reg):
-        x, y, sample_weight = data
-        reg_x, reg_y, reg_weight = reg
+        like, _ = peek(*data)
+        x, y, sample_weight = _tensors(data)
+        reg_x, reg_y, reg_weight = with_ranks_of(like, _tensors(reg))
         if (sample_weight is None) != (reg_weight is None):
             # Examples without a weight weigh 1.
             sample_weight = _weights(sample_weight, reg_weight, x)
@@ -102,7 +107,7 @@ def num_batches(data: Data, batch_size: int | None) -> int | None:
     """Batches in an epoch of arrays or of a dataset, if it can be told."""
     x = data[0]
     if can_convert_arrays(data):
-        size = int(keras.tree.flatten(x)[0].shape[0])
+        size = num_rows(x)
         return -(-size // (batch_size or 32))
     if isinstance(x, tf.data.Dataset):
         size = int(x.cardinality())
@@ -110,20 +115,24 @@ def num_batches(data: Data, batch_size: int | None) -> int | None:
     return None
 
 
+def _tensors(data: Any) -> Any:
+    # As large as the training data: not on an accelerator.
+    with tf.device("CPU"):
+        return tree.map_structure(as_tensor, tree.lists_to_tuples(data))
+
+
 def _concatenate(first: Any, second: Any) -> Any:
-    if first is None:
-        return None
-    return keras.tree.map_structure(
-        lambda a, b: np.concatenate([np.asarray(a), np.asarray(b)]),
-        first,
-        second,
-    )
+    def concatenate(a: Any, b: Any) -> Any:
+        return None if a is None else keras.ops.concatenate([a, b])
+
+    with tf.device("CPU"):
+        return tree.map_structure(concatenate, first, second)
 
 
 def _weights(weights: Any, like: Any, x: Any) -> Any:
     if weights is not None:
         return weights
-    size = int(keras.tree.flatten(x)[0].shape[0])
-    return keras.tree.map_structure(
-        lambda w: np.ones((size, *np.shape(w)[1:]), "float32"), like
+    size = num_rows(x)
+    return tree.map_structure(
+        lambda w: tf.ones((size, *w.shape[1:]), "float32"), like
     )

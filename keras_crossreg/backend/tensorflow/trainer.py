@@ -369,14 +369,13 @@ class TensorFlowTrainer:
                 data_lib.check_batches_match(like, batch)
             if learning:
                 self._check_rho_step(learning, batch)
+                reg.checked = checked
             elif not self.rho_variables:
                 warnings.warn(
                     "The model has no rho: `reg_data` is not used.",
                     stacklevel=4,
                 )
             self._build_optimizers()
-            if learning:
-                reg.checked = checked
         return learning
 
     def _finish(self):
