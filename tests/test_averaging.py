@@ -1,6 +1,7 @@
 """The space in which sampled predictions are averaged."""
 
 import functools
+import re
 
 import keras
 import numpy as np
@@ -25,6 +26,11 @@ def categorical_logits(z, axis=-1):
 
 def binary_logits(z, axis=-1):
     return scipy.special.logit(scipy.special.expit(z).mean(0))
+
+
+def name(parameter):
+    """The same in every process, as pytest-xdist wants it: no addresses."""
+    return re.sub(" at 0x[0-9a-f]+", "", str(parameter))
 
 
 def own_loss(y, y_pred):
@@ -78,7 +84,7 @@ def average_and_samples(model, x=None, **compile_arguments):
         (own_loss, mean),
         (losses.KLDivergence(), mean),
     ],
-    ids=str,
+    ids=name,
 )
 def test_auto(loss, expected):
     predictions, samples = average_and_samples(
@@ -167,7 +173,7 @@ LOGITS = losses.SparseCategoricalCrossentropy(from_logits=True)
         (dict, {"b": "mse", "a": LOGITS}),
         (dict, {"a": LOGITS}),
     ],
-    ids=str,
+    ids=name,
 )
 def test_each_output_is_averaged_for_its_own_loss(structure, loss):
     predictions, samples = average_and_samples(
