@@ -373,7 +373,8 @@ def main(
             f"`{command}`: {options.data}, {scale.train:,} training images, "
             f"{scale.reg:,} for regularization, {scale.test:,} of the test "
             f"set, {scale.epochs} epochs, {seeds} seed(s): mean and standard "
-            f"error; time in that of the first row. {versions()}.",
+            f"error. Time is of training and prediction, in that of the first "
+            f"row. {versions()}.",
             file=out,
         )
         file.print(grid)
