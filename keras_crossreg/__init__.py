@@ -5,6 +5,7 @@ from keras_crossreg import hypergradients
 from keras_crossreg import layers
 from keras_crossreg import metrics
 from keras_crossreg import random
+from keras_crossreg import regularizers
 from keras_crossreg import testing
 from keras_crossreg import visualization
 from keras_crossreg.add_noise import add_noise
@@ -30,6 +31,7 @@ __all__ = [
     "metrics",
     "random",
     "refit",
+    "regularizers",
     "testing",
     "uncertainty",
     "visualization",

@@ -23,8 +23,12 @@ from keras_crossreg._keras import functional_init_arguments
 from keras_crossreg._keras import keep_registered_name
 from keras_crossreg._keras import receive_sampling
 from keras_crossreg.backend import Trainer
+from keras_crossreg.level_sets import LevelSet
+from keras_crossreg.level_sets import LevelSets
+from keras_crossreg.level_sets import write_far
 from keras_crossreg.rho import human_value
 from keras_crossreg.rho import is_rho
+from keras_crossreg.rho import rho_variables_of
 from keras_crossreg.rho import stored_value
 from keras_crossreg.rho_summary import print_rho_summary
 
@@ -193,6 +197,7 @@ class CrossRegModel(Trainer, keras.Model):
         receive_sampling(self)
         self._sampling = _Sampling()
         self._reg = Regularization()
+        self._levels = LevelSets()
         self._rho_frozen = False
         self._hypergradient: Any = None
 
@@ -461,7 +466,29 @@ class CrossRegModel(Trainer, keras.Model):
     @property
     def rho_variables(self) -> list[keras.Variable]:
         """Every regularization weight, in the order of the network."""
-        return [v for v in self.weights if is_rho(v)]
+        levels, found = self._level_sets, []
+        for v in self.weights:
+            if is_rho(v):
+                found.append(v)
+            if id(v) in levels:
+                found.append(levels[id(v)].rho)
+        return found
+
+    @property
+    def _level_sets(self) -> dict[int, LevelSet]:
+        """Weights with a learned regularizer, by their `id`."""
+        return self._levels.of(self.weights)
+
+    def _read_level_sets(self) -> None:
+        for level_set in self._level_sets.values():
+            level_set.read()
+
+    def _assign_rho(self, variable: keras.Variable, value: Any) -> None:
+        """Sets a rho, and the weight where it is a complexity of one."""
+        variable.assign(value)
+        for level_set in self._level_sets.values():
+            if level_set.rho is variable:
+                write_far(level_set)
 
     def get_rho(self) -> dict[str, Any]:
         """What was learned: `{path: value in human units}`.
@@ -470,7 +497,7 @@ class CrossRegModel(Trainer, keras.Model):
             A dict from the path of each rho to a float, or to a NumPy array
             where the rho has a shape.
         """
-        return {v.path: human_value(v) for v in self.rho_variables}
+        return {v.path: human_value(v) for v in rho_variables_of(self)}
 
     def set_rho(self, values: dict[str, Any]) -> None:
         """Sets rho from human units.
@@ -493,7 +520,7 @@ class CrossRegModel(Trainer, keras.Model):
         # All are checked before one is set.
         stored = {p: stored_value(rho[p], v) for p, v in values.items()}
         for path, value in stored.items():
-            rho[path].assign(value)
+            self._assign_rho(rho[path], value)
 
     def freeze_rho(self) -> None:
         """Stops rho from learning, until `unfreeze_rho()`.
@@ -577,6 +604,11 @@ class CrossRegModel(Trainer, keras.Model):
             for layer in all_layers(self)
             if not layer.trainable
             for v in layer.weights
+        }
+        held |= {
+            id(level_set.rho)
+            for weight, level_set in self._level_sets.items()
+            if weight in held
         }
         return [v for v in self.rho_variables if id(v) not in held]
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from keras_crossreg._keras import all_layers
 from keras_crossreg.cross_reg_model import CrossRegModel
+from keras_crossreg.rho import rho_variables_of
 
 
 def refit(
@@ -59,8 +60,9 @@ def refit(
                 f"Received: {name}={fit_arguments[name]}"
             )
     final = _fresh_copy(model)
-    for old, new in zip(model.rho_variables, final.rho_variables, strict=True):
-        new.assign(old)
+    learned = rho_variables_of(model)
+    for old, new in zip(learned, final.rho_variables, strict=True):
+        final._assign_rho(new, old)
     final.freeze_rho()
     final.fit(x, y, **fit_arguments)
     return final

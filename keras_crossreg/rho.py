@@ -50,6 +50,11 @@ def _logit(value: Any) -> Any:
     return xp.log(value) - xp.log1p(-value)
 
 
+def _log(value: Any) -> Any:
+    xp, value = _namespace(value)
+    return xp.log(xp.maximum(value, _SMALLEST_POSITIVE))
+
+
 def _namespace(value: Any) -> tuple[Any, Any]:
     """NumPy or `keras.ops`, and the value as an array of it."""
     if ops.is_tensor(value):
@@ -64,6 +69,9 @@ IDENTITY = Parametrization("identity", lambda rho: rho, lambda value: value)
 POSITIVE = Parametrization(
     "positive", ops.softplus, _inverse_softplus, least=0.0
 )
+
+# value = exp(rho): multiplicative, for what has no scale of its own.
+LOG = Parametrization("log", ops.exp, _log, least=0.0)
 
 # value = 1 / (1 + exp(-rho)): a probability, multiplicative near 0 and 1.
 RATE = Parametrization("rate", ops.sigmoid, _logit, least=0.0, most=1.0)
@@ -154,6 +162,15 @@ def is_rho(variable: keras.Variable) -> bool:
     [True]
     """
     return hasattr(variable, "_rho_info")
+
+
+def rho_variables_of(model: Any) -> list[keras.Variable]:
+    """Of a `CrossRegModel` or of any other `keras.Model`, as they are now."""
+    if hasattr(type(model), "rho_variables"):
+        model._read_level_sets()
+        found: list[keras.Variable] = model.rho_variables
+        return found
+    return [v for v in model.weights if is_rho(v)]
 
 
 def rho_info(variable: keras.Variable) -> RhoInfo:

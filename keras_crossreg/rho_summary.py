@@ -15,8 +15,8 @@ import rich.table
 
 from keras_crossreg._keras import all_layers
 from keras_crossreg.rho import human_value
-from keras_crossreg.rho import is_rho
 from keras_crossreg.rho import rho_info
+from keras_crossreg.rho import rho_variables_of
 
 
 def print_rho_summary(
@@ -72,7 +72,9 @@ def _rho_by_layer(model: keras.Model) -> list[tuple[Any, keras.Variable]]:
         for variable in layer.weights:
             # Sublayers come after the layers that hold them.
             owners[id(variable)] = layer
-    return [(owners[id(v)], v) for v in model.weights if is_rho(v)]
+    for level_set in getattr(model, "_level_sets", {}).values():
+        owners[id(level_set.rho)] = owners[id(level_set.weight)]
+    return [(owners[id(v)], v) for v in rho_variables_of(model)]
 
 
 def _format(value: Any) -> str:

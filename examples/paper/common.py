@@ -362,7 +362,7 @@ def main(
             keras.utils.clear_session()
     done = [name for name in runs if name in results.runs]
     grid = table(results, done)
-    rich.console.Console().print(grid)
+    rich.console.Console(width=110).print(grid)
     figure(results, done, stem.with_suffix(".png"))
     command = f"python examples/paper/{script}.py --scale {options.scale}"
     seeds = len({row["seed"] for row in results.rows})

@@ -4,6 +4,8 @@ import keras
 
 if keras.backend.backend() == "tensorflow":
     from keras_crossreg.backend.tensorflow.gradient import gradient
+    from keras_crossreg.backend.tensorflow.gradient import value_and_gradient
+    from keras_crossreg.backend.tensorflow.gradient import vector_jacobian
     from keras_crossreg.backend.tensorflow.replicas import replica_index
     from keras_crossreg.backend.tensorflow.trainer import (
         TensorFlowTrainer as Trainer,
@@ -15,4 +17,10 @@ else:
         f"Received: keras.backend.backend()={keras.backend.backend()}"
     )
 
-__all__ = ["Trainer", "gradient", "replica_index"]
+__all__ = [
+    "Trainer",
+    "gradient",
+    "replica_index",
+    "value_and_gradient",
+    "vector_jacobian",
+]

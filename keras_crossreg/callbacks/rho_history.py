@@ -9,8 +9,8 @@ import numpy as np
 
 from keras_crossreg._keras import count_steps
 from keras_crossreg.rho import human_value
-from keras_crossreg.rho import is_rho
 from keras_crossreg.rho import rho_info
+from keras_crossreg.rho import rho_variables_of
 
 
 class RhoHistory(keras.callbacks.Callback):
@@ -89,7 +89,7 @@ class RhoHistory(keras.callbacks.Callback):
         return {v.path: human_value(v) for v in self._rho()}
 
     def _rho(self) -> list[keras.Variable]:
-        return [v for v in self.model.weights if is_rho(v)]
+        return rho_variables_of(self.model)
 
 
 def _as_logs(values: dict[str, Any]) -> dict[str, float]:

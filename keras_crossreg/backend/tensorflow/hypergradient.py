@@ -49,7 +49,7 @@ def correction(
     config = model._hypergradient
     theta = [v.value for v in model.theta_variables]
     rho = [v.value for v in rho]
-    project = _tangent_projection(model.theta_variables)
+    project = _tangent_projection(model)
     start = project(_dense(reg_gradients, theta))
     try:
         with tf.GradientTape(
@@ -106,23 +106,28 @@ def training_loss(model: Any, data: Any) -> tf.Tensor:
     BatchNormalization too, keeps its value.
     """
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-    with keras.StatelessScope(collect_losses=True):
+    moved = [(s.weight, s.moved()) for s in model._level_sets.values()]
+    with keras.StatelessScope(moved, collect_losses=True):
         y_pred = model(x, training=True, sampling=True)
         return _keras.compute_loss(model, x, y, y_pred, sample_weight)
 
 
-def _tangent_projection(
-    variables: list[keras.Variable],
-) -> Callable[[Tensors], Tensors]:
+def _tangent_projection(model: Any) -> Callable[[Tensors], Tensors]:
     """Onto the directions in which constrained weights can move.
 
     A constraint is a projection, and its derivative is the projection onto
     the tangent space: `I - u u'` on the unit sphere.
     """
 
+    level_sets = model._level_sets
+
     def project(vectors: Tensors) -> Tensors:
         projected = []
-        for variable, vector in zip(variables, vectors, strict=True):
+        for variable, vector in zip(
+            model.theta_variables, vectors, strict=True
+        ):
+            if id(variable) in level_sets:
+                vector = level_sets[id(variable)].project(vector)
             if variable.constraint is not None:
                 value = tf.convert_to_tensor(variable.value)
                 with tf.GradientTape() as tape:

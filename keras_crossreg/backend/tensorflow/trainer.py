@@ -11,6 +11,7 @@ import tensorflow as tf
 from keras import tree
 
 from keras_crossreg import _keras
+from keras_crossreg import level_sets
 from keras_crossreg import regularization_data as data_lib
 from keras_crossreg.backend.tensorflow.hypergradient import SecondOrderError
 from keras_crossreg.backend.tensorflow.hypergradient import correction
@@ -39,9 +40,11 @@ class TensorFlowTrainer:
         """`theta <- theta - a dL_train(theta, rho) / dtheta`.
 
         Keras's own step, with one sample of the noise: rho are not among the
-        `trainable_variables` that it moves.
+        `trainable_variables` that it moves. Weights whose complexity is rho
+        stay in its level set.
         """
-        return super().train_step(data)
+        with level_sets.within(self._level_sets, self.optimizer):
+            return super().train_step(data)
 
     def rho_step(self, data, train_data=None):
         """`rho <- rho - b dL_reg(theta, rho) / drho`, at the new theta."""
@@ -49,7 +52,12 @@ class TensorFlowTrainer:
         loss, y_pred, gradients, is_positive = self._rho_gradients(
             data, train_data
         )
+        learning = self._learning_level_sets()
+        for level_set in learning:
+            level_set.read()
         self.rho_optimizer.apply(gradients, self._learning_rho())
+        for level_set in learning:
+            level_set.write()
         logs = self._update_reg_metrics(data, loss, y_pred)
         if self._hypergradient is not None:
             logs[IS_POSITIVE] = is_positive
@@ -67,13 +75,29 @@ class TensorFlowTrainer:
         theta = []
         if self._hypergradient is not None:
             theta = [v.value for v in self.theta_variables]
+        crossing = self._learning_level_sets()
+        weights = [level_set.weight.value for level_set in crossing]
+        # One does where all are the same.
+        num_samples = self._reg.num_samples if self._stochastic else 1
         # Only rho are watched, and theta where they shall answer.
         with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(rho + theta)
-            y_pred = self._average(self._sample(x, self._reg.num_samples))
+            tape.watch(rho + theta + weights)
+            y_pred = self._average(self._sample(x, num_samples))
             loss = _keras.compute_loss(self, x, y, y_pred, sample_weight)
             scaled_loss = self.rho_optimizer.scale_loss(loss)
-        gradients, answers = tape.gradient(scaled_loss, [rho, theta])
+        gradients, answers, across = tape.gradient(
+            scaled_loss, [rho, theta, weights]
+        )
+        # What weights with a learned regularizer leave to rho.
+        g_rho = {
+            id(level_set.rho): level_set.rho_gradient(g)
+            for level_set, g in zip(crossing, across, strict=True)
+            if g is not None
+        }
+        gradients = [
+            g_rho.get(id(v), g)
+            for v, g in zip(learning, gradients, strict=True)
+        ]
         is_positive = True
         if theta:
             added, is_positive = correction(self, train_data, learning, answers)
@@ -82,6 +106,10 @@ class TensorFlowTrainer:
                 for g, a in zip(gradients, added, strict=True)
             ]
         return loss, y_pred, gradients, is_positive
+
+    def _learning_level_sets(self):
+        learning = {id(v) for v in self._learning_rho()}
+        return [s for s in self._level_sets.values() if id(s.rho) in learning]
 
     def make_train_function(self, force=False):
         """Theta at every training step; rho, at the new theta, every r."""
@@ -302,6 +330,8 @@ class TensorFlowTrainer:
                     self.rho_optimizer.finalize_variable_values(
                         self.rho_variables
                     )
+                    for level_set in self._learning_level_sets():
+                        level_set.write()
                     watch.report(history.history)
                 elif reg.steps:
                     # In no earlier `fit` either.
@@ -344,6 +374,7 @@ class TensorFlowTrainer:
                 reg.clear_results()
             if self.rho_variables:
                 reg.stream = stream
+        self._check_level_sets()
         self._build_optimizers()
         reg.steps, reg.steps_are_stale = None, True
         return x, *data[1:]
@@ -377,6 +408,18 @@ class TensorFlowTrainer:
                 )
             self._build_optimizers()
         return learning
+
+    def _check_level_sets(self):
+        replicas = self.distribute_strategy.num_replicas_in_sync
+        for level_set in self._level_sets.values():
+            if replicas > 1:
+                raise ValueError(
+                    "Learned regularizers work on one device. Received: "
+                    f"weight={level_set.weight.path} with "
+                    f"regularizer={level_set.regularizer} under a strategy of "
+                    f"{replicas} replicas"
+                )
+            level_set.check()
 
     def _finish(self):
         """Ends the learning of rho in this call of `fit`."""
