@@ -1,5 +1,10 @@
 """Learned regularizers, against scikit-learn and closed forms."""
 
+import pathlib
+import re
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -409,10 +414,26 @@ def test_order_is_checked(order):
 
 
 def test_not_under_several_replicas():
-    devices = tf.config.list_logical_devices("CPU")
-    if len(devices) < 2:
-        pytest.skip("one logical device")
-    with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
-        model = network()
-    with pytest.raises(ValueError, match="one device.*of 2 replicas$"):
-        fit(model)
+    # Devices are set up once in a process.
+    script = """
+import sys
+import tensorflow as tf
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(
+    cpu, [tf.config.LogicalDeviceConfiguration()] * 2
+)
+sys.path.insert(0, sys.argv[1])
+import test_regularizers
+with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+    model = test_regularizers.network()
+test_regularizers.fit(model)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", script, str(pathlib.Path(__file__).parent)],
+        capture_output=True,
+        text=True,
+    )
+    assert re.search(
+        "ValueError: .*one device. Received: weight=.* of 2 replicas",
+        result.stderr,
+    )

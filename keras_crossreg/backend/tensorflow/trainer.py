@@ -361,6 +361,7 @@ class TensorFlowTrainer:
         reg.train_like = like
         if reg_data is None:
             self._build_on(like)
+            self._check_level_sets()
             data_lib.check_reg_data_is_there(self._learning_rho(), reg_data)
         else:
             stream = RegularizationStream(
@@ -374,7 +375,6 @@ class TensorFlowTrainer:
                 reg.clear_results()
             if self.rho_variables:
                 reg.stream = stream
-        self._check_level_sets()
         self._build_optimizers()
         reg.steps, reg.steps_are_stale = None, True
         return x, *data[1:]
@@ -387,6 +387,7 @@ class TensorFlowTrainer:
         """
         reg = self._reg
         self._build_on(like)
+        self._check_level_sets()
         learning = self._learning_rho()
         checked = (
             [id(v) for v in learning],
