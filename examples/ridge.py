@@ -23,7 +23,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import rich
 import rich.table
-import tensorflow as tf
+from full_batch import Rows
+from full_batch import error
+from full_batch import learn
 from sklearn.linear_model import Ridge
 from sklearn.linear_model import RidgeCV
 
@@ -35,16 +37,16 @@ STRENGTHS = np.geomspace(1e-5, 1e3, 500)
 SEED = 0
 
 
-def make_data(condition: float) -> list[tuple[np.ndarray, np.ndarray]]:
+def make_data(condition: float, seed: int = SEED) -> list[Rows]:
     """Training, regularization and test rows."""
-    rng = np.random.default_rng(SEED)
+    rng = np.random.default_rng(seed)
     basis, _ = np.linalg.qr(rng.normal(size=(FEATURES, FEATURES)))
     spectrum = np.geomspace(1, 1 / condition, FEATURES)
     scale = np.sqrt(spectrum * FEATURES / spectrum.sum())
     w = rng.normal(size=FEATURES) / np.sqrt(FEATURES)
     x = rng.normal(size=(TRAIN + REG + TEST, FEATURES)) * scale @ basis.T
     y = x @ w + rng.normal(size=len(x))
-    x, y = x.astype("float32"), y.astype("float32")
+    x, y = x.astype("float32"), y.astype("float32")[:, None]
     cuts = [TRAIN, TRAIN + REG]
     return list(zip(np.split(x, cuts), np.split(y, cuts), strict=True))
 
@@ -55,40 +57,21 @@ def cross_validate(train, reg) -> np.ndarray:
     rows = np.arange(len(x))
     search = RidgeCV(
         STRENGTHS, fit_intercept=False, cv=[(rows[:TRAIN], rows[TRAIN:])]
-    ).fit(x, y)
-    return Ridge(search.alpha_, fit_intercept=False).fit(*train).coef_
+    ).fit(x, y[:, 0])
+    return solve(train, search.alpha_)
 
 
-def learn(train, reg, hypergradient) -> np.ndarray:
+def solve(data, strength: float) -> np.ndarray:
+    x, y = data
+    return Ridge(strength, fit_intercept=False).fit(x, y[:, 0]).coef_[:, None]
+
+
+def learn_norm(train, reg, hypergradient) -> np.ndarray:
     """The weights as learned, from the norm that the layer drew."""
     keras.utils.set_random_seed(SEED)
-    inputs = keras.Input((FEATURES,))
     layer = kcr.layers.NormMagnitude(keras.layers.Dense(1, use_bias=False))
-    model = kcr.CrossRegModel(inputs, layer(inputs))
-    decay = keras.optimizers.schedules.CosineDecay(0.02, STEPS)
-    model.compile(
-        keras.optimizers.Adam(decay),
-        "mse",
-        rho_optimizer=keras.optimizers.Adam(decay),
-        reg_freq=1,
-        # Theta arrive first.
-        reg_warmup=500,
-        hypergradient=hypergradient,
-    )
-    x, y = train
-    model.fit(
-        tf.data.Dataset.from_tensors((x, y[:, None])).repeat(STEPS),
-        shuffle=False,
-        reg_data=(reg[0], reg[1][:, None]),
-        reg_batch_size=REG,
-        verbose=0,
-    )
-    return layer.magnitude * layer.layer.kernel.numpy()[:, 0]
-
-
-def error(data, w) -> float:
-    x, y = data
-    return float(np.mean((x @ w - y) ** 2))
+    learn(layer, train, reg, hypergradient, STEPS)
+    return layer.magnitude * layer.layer.kernel.numpy()
 
 
 def main() -> None:
@@ -99,9 +82,7 @@ def main() -> None:
     for axis, condition in zip(axes, (1.0, 1000.0), strict=True):
         train, reg, test = make_data(condition)
         best = cross_validate(train, reg)
-        path = [
-            Ridge(s, fit_intercept=False).fit(*train).coef_ for s in STRENGTHS
-        ]
+        path = [solve(train, s) for s in STRENGTHS]
         axis.plot(
             [np.linalg.norm(w) for w in path],
             [error(reg, w) for w in path],
@@ -110,7 +91,7 @@ def main() -> None:
         )
         solutions = {"RidgeCV": (best, "k*"), "least squares": (path[0], "kx")}
         for hypergradient, style in (("direct", "C1o"), ("implicit", "C0o")):
-            w = learn(train, reg, hypergradient)
+            w = learn_norm(train, reg, hypergradient)
             solutions[hypergradient] = w, style
         for name, (w, style) in solutions.items():
             away = np.linalg.norm(w - best) / np.linalg.norm(best)
