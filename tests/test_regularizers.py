@@ -216,6 +216,29 @@ def test_implicit_is_the_derivative_along_the_path(kind, jit_compile):
         assert measured("direct") == pytest.approx(direct, rel=1e-3)
 
 
+def test_in_a_corner_nothing_can_answer_and_implicit_is_direct():
+    """A single weight is left: no direction keeps the norm."""
+    x, y, reg_x, reg_y = problem()
+
+    def norms(hypergradient):
+        model, layer = linear_model(
+            "l1",
+            optimizer=keras.optimizers.SGD(0.0),
+            rho_optimizer=keras.optimizers.SGD(1.0),
+            hypergradient=hypergradient,
+        )
+        ends = []
+        for level in np.geomspace(0.01, 0.03, 30):
+            layer.kernel.assign(np.eye(FEATURES, 1, -2) * level)
+            model.train_on_batch(x, y, reg_data=(reg_x, reg_y))
+            ends.append(list(model.get_rho().values())[0] / level)
+        return ends
+
+    direct = norms("direct")
+    assert np.abs(np.log(direct)).min() > 1e-3
+    assert norms("implicit") == pytest.approx(direct, rel=1e-6)
+
+
 def test_the_whole_run_finds_the_best_norm():
     x, y, reg_x, reg_y = problem()
     steps = 1500

@@ -15,7 +15,8 @@ Tensors = list[tf.Tensor]
 
 # Of the first remainder; float32 gives no better.
 _TOLERANCE = 1e-5
-# Curvature, in units of the largest met, that rounding can make of zero.
+# What rounding can make of zero: a curvature, in units of the largest met; a
+# projection, in units of what is projected.
 _ROUNDING = 1e-5
 
 
@@ -116,16 +117,17 @@ def _tangent_projection(model: Any) -> Callable[[Tensors], Tensors]:
     """Onto the directions in which constrained weights can move.
 
     A constraint is a projection, and its derivative is the projection onto
-    the tangent space: `I - u u'` on the unit sphere.
+    the tangent space: `I - u u'` on the unit sphere. Where there is none, as
+    in a corner of the L1 ball, rounding leaves a remainder, of no curvature:
+    solved for, it would be a step without bounds.
     """
 
     level_sets = model._level_sets
 
     def project(vectors: Tensors) -> Tensors:
         projected = []
-        for variable, vector in zip(
-            model.theta_variables, vectors, strict=True
-        ):
+        for variable, whole in zip(model.theta_variables, vectors, strict=True):
+            vector = whole
             if id(variable) in level_sets:
                 vector = level_sets[id(variable)].project(vector)
             if variable.constraint is not None:
@@ -136,6 +138,10 @@ def _tangent_projection(model: Any) -> Callable[[Tensors], Tensors]:
                 vector = tape.gradient(
                     allowed, value, tf.cast(vector, allowed.dtype)
                 )
+            if vector is not whole:
+                least = _ROUNDING**2 * _dot([whole], [whole])
+                is_left = _dot([vector], [vector]) > least
+                vector = tf.where(is_left, vector, tf.zeros_like(vector))
             projected.append(vector)
         return projected
 
