@@ -30,6 +30,9 @@ from keras_crossreg.rho import human_value
 from keras_crossreg.rho import is_rho
 from keras_crossreg.rho import rho_variables_of
 from keras_crossreg.rho import stored_value
+from keras_crossreg.rho import unmark_rho
+from keras_crossreg.rho_patterns import check_patterns
+from keras_crossreg.rho_patterns import mark_by_path
 from keras_crossreg.rho_summary import print_rho_summary
 
 # Found on three data sets; the grid is in docs/defaults.md.
@@ -43,6 +46,7 @@ DEFAULTS = dict(
     averaging="auto",
     hypergradient="direct",
     eval_num_samples=DEFAULT_NUM_SAMPLES,
+    rho=None,
 )
 
 
@@ -62,6 +66,8 @@ class Regularization:
         self.reg_warmup: int = self.settings["reg_warmup"]
         self.averaging: Any = self.settings["averaging"]
         self.eval_num_samples: int = self.settings["eval_num_samples"]
+        # Weights that `compile(rho=)` made rho; `None` until there are weights.
+        self.marked: list[keras.Variable] | None = None
         # What else `compile` was given; the optimizers as they were then,
         # before a callback moved a learning rate.
         self.keras_arguments: dict[str, Any] = {}
@@ -221,6 +227,7 @@ class CrossRegModel(Trainer, keras.Model):
         averaging: Any = "auto",
         hypergradient: Any = "direct",
         eval_num_samples: int | None = None,
+        rho: Any = None,
     ) -> None:
         """Configures both optimizers and the regularization pass.
 
@@ -262,10 +269,18 @@ class CrossRegModel(Trainer, keras.Model):
                 says more. Defaults to `"direct"`.
             eval_num_samples: Integer, at least 1. Samples that `evaluate`,
                 `predict` and validation average. Defaults to `num_samples`.
+            rho: A regular expression, or a list of them: every trainable
+                weight in whose path one is found becomes rho, beside those of
+                rho layers, until the model is compiled anew. For example
+                `"gamma$"`: the scales of all normalization layers. They are
+                learned as they are stored, by `rho_optimizer`, whose default
+                learning rate suits numbers of the size of 1. Defaults to
+                `None`.
 
         Raises:
-            ValueError: If an integer is too small, or `averaging` or
-                `hypergradient` is unknown.
+            ValueError: If an integer is too small, `averaging` or
+                `hypergradient` is unknown, or `rho` matches no weight or
+                every weight; of a model that is not built yet, `fit` says so.
         """
         if eval_num_samples is None:
             eval_num_samples = num_samples
@@ -276,6 +291,7 @@ class CrossRegModel(Trainer, keras.Model):
             "eval_num_samples", eval_num_samples, 1
         )
         averaging_lib.check_averaging(averaging)
+        check_patterns(rho)
         second_order = hypergradients.get(hypergradient)
         if (
             second_order is not None
@@ -317,6 +333,8 @@ class CrossRegModel(Trainer, keras.Model):
                     "class and function of your own.",
                     stacklevel=2,
                 )
+        for variable in self._reg.marked or ():
+            unmark_rho(variable)
         self._reg = Regularization(
             reg_metrics,
             num_samples=num_samples,
@@ -325,6 +343,7 @@ class CrossRegModel(Trainer, keras.Model):
             averaging=averaging,
             hypergradient=hypergradient,
             eval_num_samples=eval_num_samples,
+            rho=rho,
         )
         self._hypergradient = second_order
         self._reg.keras_arguments = keras_arguments
@@ -340,6 +359,7 @@ class CrossRegModel(Trainer, keras.Model):
             name: keras.saving.serialize_keras_object(getattr(self, name))
             for name in ("optimizer", "rho_optimizer")
         }
+        self._mark_rho()
         if num_samples == 1 and self._stochastic:
             warnings.warn(
                 "With `num_samples=1` the regularization loss sees noise only "
@@ -473,6 +493,14 @@ class CrossRegModel(Trainer, keras.Model):
             if id(v) in levels:
                 found.append(levels[id(v)].rho)
         return found
+
+    def _mark_rho(self) -> None:
+        """Makes rho what `compile(rho=)` matches, once there are weights."""
+        reg = self._reg
+        if reg.marked is None and self._is_built:
+            patterns = check_patterns(reg.settings["rho"])
+            weights = [v for v in self.weights if v.trainable or is_rho(v)]
+            reg.marked = mark_by_path(weights, patterns)
 
     @property
     def _level_sets(self) -> dict[int, LevelSet]:

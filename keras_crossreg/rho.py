@@ -151,6 +151,12 @@ def mark_rho(
     return variable
 
 
+def unmark_rho(variable: keras.Variable) -> None:
+    """Makes a rho a trainable weight again."""
+    del variable._rho_info
+    variable.trainable = True
+
+
 def is_rho(variable: keras.Variable) -> bool:
     """Whether `mark_rho` was called on this variable.
 

@@ -448,17 +448,17 @@ class TensorFlowTrainer:
 
     def _build_on(self, batch):
         """Creates the variables of a model that has not seen data yet."""
-        if batch is None or self._is_built:
-            return
-        x, _, _ = keras.utils.unpack_x_y_sample_weight(batch)
-        with self.distribute_strategy.scope():
-            if not any(v is not None and v.ragged for v in tree.flatten(x)):
-                self(x)
-                return
-            # Keras makes a symbolic ragged tensor a dense one.
-            tf.function(self).get_concrete_function(
-                tree.map_structure(_type_spec, x)
-            )
+        if batch is not None and not self._is_built:
+            x, _, _ = keras.utils.unpack_x_y_sample_weight(batch)
+            with self.distribute_strategy.scope():
+                if not any(v is not None and v.ragged for v in tree.flatten(x)):
+                    self(x)
+                else:
+                    # Keras makes a symbolic ragged tensor a dense one.
+                    tf.function(self).get_concrete_function(
+                        tree.map_structure(_type_spec, x)
+                    )
+        self._mark_rho()
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
         strategy = self.distribute_strategy
@@ -472,6 +472,7 @@ class TensorFlowTrainer:
                 data_batch = first_replica(strategy, next(batches))
             iterator = None
         super()._maybe_symbolic_build(iterator, data_batch)
+        self._mark_rho()
 
     def _build_optimizers(self):
         """Builds each optimizer on its own variables.
