@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
+import keras
+import numpy as np
+
 from keras_crossreg._keras import all_layers
+from keras_crossreg.callbacks.rho_history import RhoHistory
 from keras_crossreg.cross_reg_model import CrossRegModel
 from keras_crossreg.rho import rho_variables_of
+from keras_crossreg.rho import stored_value
 
 
 def refit(
-    model: CrossRegModel, x: Any = None, y: Any = None, **fit_arguments: Any
+    model: CrossRegModel,
+    x: Any = None,
+    y: Any = None,
+    *,
+    schedule: RhoHistory | None = None,
+    **fit_arguments: Any,
 ) -> CrossRegModel:
     """Trains a fresh copy on all the data, with the learned rho frozen.
 
@@ -28,6 +38,10 @@ def refit(
         x: All the data: training and regularization examples together. Every
             form that `fit` takes.
         y: Targets, as for `fit`.
+        schedule: The `kcr.callbacks.RhoHistory` of the run that learned, to
+            replay it: rho then follow what they were at the same part of that
+            run, epoch by epoch, and end at its last values. `None` for the
+            values of `model` from the first step. Defaults to `None`.
         **fit_arguments: Arguments of `keras.Model.fit`, such as `epochs`,
             `batch_size` and `validation_data`.
 
@@ -36,7 +50,8 @@ def refit(
 
     Raises:
         ValueError: If `model` is not a compiled and built `CrossRegModel`, if
-            it cannot be copied, or if regularization data are passed.
+            it cannot be copied, if regularization data are passed, or if
+            `schedule` has no record of a rho of the model.
 
     Example:
 
@@ -44,6 +59,15 @@ def refit(
     >>> x = np.concatenate([x_train, x_reg])
     >>> y = np.concatenate([y_train, y_reg])
     >>> final = kcr.refit(model, x, y, epochs=20)
+
+    With what was learned along the way:
+
+    >>> record = kcr.callbacks.RhoHistory()
+    >>> model.fit(
+    ...     x_train, y_train, reg_data=(x_reg, y_reg), epochs=20,
+    ...     callbacks=[record],
+    ... )
+    >>> final = kcr.refit(model, x, y, schedule=record, epochs=20)
     """
     if not isinstance(model, CrossRegModel) or not (
         model.compiled and model.built
@@ -64,8 +88,63 @@ def refit(
     for old, new in zip(learned, final.rho_variables, strict=True):
         final._assign_rho(new, old)
     final.freeze_rho()
+    if schedule is not None:
+        replay = _Replay(schedule, [v.path for v in learned])
+        callbacks = fit_arguments.get("callbacks")
+        if isinstance(callbacks, keras.callbacks.CallbackList):
+            callbacks.append(replay)
+        else:
+            # First, so that other callbacks see what it sets.
+            callbacks = [replay, *keras.tree.flatten(callbacks or [])]
+            fit_arguments["callbacks"] = callbacks
     final.fit(x, y, **fit_arguments)
     return final
+
+
+class _Replay(keras.callbacks.Callback):
+    """Sets rho to what they were at the same part of an earlier run.
+
+    Args:
+        schedule: The record of that run.
+        paths: The paths in it, in the order of `rho_variables`.
+    """
+
+    def __init__(self, schedule: RhoHistory, paths: list[str]) -> None:
+        super().__init__()
+        if not isinstance(schedule, RhoHistory) or not len(schedule.epochs):
+            raise ValueError(
+                "`schedule` expects the `kcr.callbacks.RhoHistory` of a run, "
+                f"with an epoch at least. Received: schedule={schedule}"
+            )
+        history = schedule.history
+        missing = [path for path in paths if path not in history]
+        if missing:
+            raise ValueError(
+                f"`schedule` has no record of the rho {missing}. "
+                f"Received: schedule with {sorted(history)}"
+            )
+        # From the start to the end of the last epoch.
+        self.curves = [
+            np.stack([schedule.start.get(path, values[0]), *values])
+            for path, values in ((path, history[path]) for path in paths)
+        ]
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self._set(epoch / self.params["epochs"])
+
+    def on_train_end(self, logs: Any = None) -> None:
+        self._set(1.0)
+
+    def _set(self, part: float) -> None:
+        """`part`: of the run, from 0 to 1."""
+        rho = self.model.rho_variables
+        for variable, curve in zip(rho, self.curves, strict=True):
+            place = part * (len(curve) - 1)
+            before = min(int(place), len(curve) - 2)
+            step = place - before
+            value = (1 - step) * curve[before] + step * curve[before + 1]
+            stored = stored_value(variable, value)
+            self.model._assign_rho(variable, stored)
 
 
 def _fresh_copy(model: CrossRegModel) -> CrossRegModel:

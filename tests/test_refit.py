@@ -172,3 +172,51 @@ def test_errors(model, arguments, match):
 def test_a_config_that_gives_another_model_is_refused():
     with pytest.raises(ValueError, match="cannot be copied"):
         refit(fitted(Forgetful(5)))
+
+
+class Seen(keras.callbacks.Callback):
+    def on_train_begin(self, logs=None):
+        self.scales = []
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.scales.append(self.model.get_rho()["noise/scale"])
+
+
+@pytest.mark.parametrize("as_list", [True, False])
+def test_a_schedule_is_replayed(as_list):
+    model = compile_model(make_model())
+    record, seen = kcr.callbacks.RhoHistory(), Seen()
+    fit(model, epochs=4, callbacks=[record])
+    curve = [record.start["noise/scale"], *record.history["noise/scale"]]
+    callbacks = [seen] if as_list else seen
+    # As long, so that each epoch is one of the record, at its start.
+    final = refit(model, schedule=record, epochs=4, callbacks=callbacks)
+    np.testing.assert_allclose(seen.scales[::4], curve[:4], rtol=1e-5)
+    assert final.get_rho() == pytest.approx(model.get_rho())
+    # Half as long: every second one.
+    refit(model, schedule=record, epochs=2, callbacks=callbacks)
+    np.testing.assert_allclose(seen.scales[::4], curve[:4:2], rtol=1e-5)
+    # Twice as long: half way between.
+    refit(model, schedule=record, epochs=8, callbacks=callbacks)
+    middle = (curve[0] + curve[1]) / 2
+    np.testing.assert_allclose(seen.scales[4], middle, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        ({"noise/scale": [1.0]}, "`schedule` expects the `kcr.callbacks"),
+        (kcr.callbacks.RhoHistory(), "with an epoch at least"),
+    ],
+)
+def test_schedules_that_cannot_be(schedule, message):
+    with pytest.raises(ValueError, match=message):
+        refit(fitted(make_model()), schedule=schedule)
+
+
+def test_a_schedule_of_another_model():
+    record = kcr.callbacks.RhoHistory()
+    other = compile_model(Subclassed())
+    fit(other, callbacks=[record])
+    with pytest.raises(ValueError, match="has no record of the rho"):
+        refit(fitted(make_model()), schedule=record)
