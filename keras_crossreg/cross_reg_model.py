@@ -36,12 +36,11 @@ from keras_crossreg.rho_patterns import mark_by_path
 from keras_crossreg.rho_summary import print_rho_summary
 
 # Found on three data sets; the grid is in docs/defaults.md.
-DEFAULT_NUM_SAMPLES = 8
-DEFAULT_REG_FREQ = 48
+DEFAULT_NUM_SAMPLES = 16
 DEFAULT_RHO_LEARNING_RATE = 0.1
 DEFAULTS = dict(
     num_samples=DEFAULT_NUM_SAMPLES,
-    reg_freq=DEFAULT_REG_FREQ,
+    reg_freq=None,
     reg_warmup=0,
     averaging="auto",
     hypergradient="direct",
@@ -62,7 +61,8 @@ class Regularization:
     ) -> None:
         self.settings = {**DEFAULTS, **settings}
         self.num_samples: int = self.settings["num_samples"]
-        self.reg_freq: int = self.settings["reg_freq"]
+        # `fit` sets it where it is `None`.
+        self.reg_freq: int | None = self.settings["reg_freq"]
         self.reg_warmup: int = self.settings["reg_warmup"]
         self.averaging: Any = self.settings["averaging"]
         self.eval_num_samples: int = self.settings["eval_num_samples"]
@@ -222,7 +222,7 @@ class CrossRegModel(Trainer, keras.Model):
         auto_scale_loss: bool = True,
         rho_optimizer: Any = None,
         num_samples: int = DEFAULT_NUM_SAMPLES,
-        reg_freq: int = DEFAULT_REG_FREQ,
+        reg_freq: int | None = None,
         reg_warmup: int = 0,
         averaging: Any = "auto",
         hypergradient: Any = "direct",
@@ -247,9 +247,13 @@ class CrossRegModel(Trainer, keras.Model):
             rho_optimizer: String, dict or `keras.optimizers.Optimizer`. Moves
                 rho, and rho alone. Defaults to `Adam(0.1)`.
             num_samples: Integer K, at least 1. Sampled predictions that the
-                regularization pass averages. Defaults to `8`.
+                regularization pass averages. Defaults to `16`.
             reg_freq: Integer r, at least 1. Training steps per rho step.
-                Defaults to `48`.
+                `None`: as many as keep the added work at a ninth of that of
+                training, `r = 6 K B_reg / B` for regularization batches of
+                `B_reg` and training batches of `B` examples, taken as equal
+                where that is not known. With the other defaults, 12. Defaults
+                to `None`.
             reg_warmup: Integer, not negative. Training steps before rho start
                 to learn. Defaults to `0`.
             averaging: The space in which sampled predictions are averaged.
@@ -285,7 +289,8 @@ class CrossRegModel(Trainer, keras.Model):
         if eval_num_samples is None:
             eval_num_samples = num_samples
         num_samples = check_integer("num_samples", num_samples, 1)
-        reg_freq = check_integer("reg_freq", reg_freq, 1)
+        if reg_freq is not None:
+            reg_freq = check_integer("reg_freq", reg_freq, 1)
         reg_warmup = check_integer("reg_warmup", reg_warmup, 0)
         eval_num_samples = check_integer(
             "eval_num_samples", eval_num_samples, 1

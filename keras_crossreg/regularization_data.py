@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import numbers
 import types
 from typing import Any
@@ -74,6 +75,24 @@ def check_reg_data_is_there(learning: list[Any], reg_data: Any) -> None:
             "`model.freeze_rho()` to train with rho as they are. "
             f"Received: reg_data={reg_data}"
         )
+
+
+def batch_size_of(data: Data, batch_size: int | None) -> int | None:
+    """B, examples in a training batch: of arrays, else it is not known."""
+    if not can_convert_arrays(data):
+        return None
+    return min(batch_size or 32, num_rows(data[0]))
+
+
+def default_reg_freq(
+    num_samples: int, reg_batch_size: int, batch_size: int | None
+) -> int:
+    """The r of which rho steps add a ninth of the work of training at most.
+
+    They add `K B_reg / (r B) * 2/3`; `B_reg / B` is 1 where B is not known.
+    """
+    part = reg_batch_size / batch_size if batch_size else 1.0
+    return max(1, math.ceil(6 * num_samples * part))
 
 
 def split(data: Data, name: str, fraction: float) -> tuple[Data, Data]:

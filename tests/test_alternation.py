@@ -43,6 +43,23 @@ def test_number_of_rho_steps(
     assert rho_steps(model) == expected
 
 
+@pytest.mark.parametrize(
+    ("reg_batch_size", "expected"),
+    # r is 6 K B_reg / B, with K of 2 and B of 8; K B_reg / (r B) * 2/3 is
+    # 1/9. Batches of a dataset of unknown size count as those of training.
+    [(None, 2), (2, 3), (4, 6), ("dataset", 12)],
+)
+def test_by_default_rho_steps_add_a_ninth_of_the_work(reg_batch_size, expected):
+    model = compile_model(make_model(), reg_freq=None)
+    arguments = dict(reg_batch_size=reg_batch_size)
+    if reg_batch_size == "dataset":
+        x = tf.data.Dataset.from_tensor_slices(make_data()).batch(8)
+        arguments = dict(x=x, y=None, batch_size=None)
+    fit(model, epochs=8, **arguments)
+    assert int(model.optimizer.iterations) == 24
+    assert rho_steps(model) == 24 // expected
+
+
 def test_counting_goes_on_over_several_fits():
     model = compile_model(make_model(), reg_freq=4, reg_warmup=1)
     with pytest.warns(UserWarning, match="comes after 5 .* there were 3"):

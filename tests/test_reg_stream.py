@@ -72,8 +72,14 @@ def test_a_batch_is_at_most_the_set():
     assert [sorted(s) for s in seen] == [list(range(10))] * 2
 
 
-def test_the_batch_size_is_that_of_the_training_data_by_default():
-    assert [len(s) for s in see(numbers(10), 2)] == [1, 1]
+def test_the_batch_size_is_an_eighth_of_the_training_batches_by_default():
+    model, recorder = recording_model()
+    x = np.full((48, 1), -1.0)
+    for batch_size, expected in ((24, 3), (7, 1), (None, 4)):
+        recorder.sampled.clear()
+        model.fit(x, x, batch_size=batch_size, reg_data=numbers(10), verbose=0)
+        # The first is of the check.
+        assert {len(s) for s in recorder.sampled[1:]} == {expected}
 
 
 @pytest.mark.parametrize("form", BATCH_FORMS)

@@ -37,6 +37,10 @@ class RegularizationStream:
         position: Integer, the number of batches that were used before. A run
             that goes on meets the batch that comes next.
 
+    Attributes:
+        batch_size: Examples in a batch, or in the first, of all replicas.
+        first_batch: The batch that comes first, as one replica sees it.
+
     Raises:
         ValueError: If Keras does not take the data, if there are no examples,
             or not one for every replica.
@@ -61,7 +65,7 @@ class RegularizationStream:
             self._adapter = get_data_adapter(*data, shuffle=self._is_shuffled)
             if can_convert_arrays(data):
                 self._arrays = _Arrays(array_inputs(self._adapter))
-                self._batch_size = min(batch_size or 32, self._arrays.size)
+                self.batch_size = min(batch_size or 32, self._arrays.size)
             self._batches = self._batches_from(position)
             first = next(self._batches, None)
         except CONVERSION_ERRORS as keras_error:
@@ -73,9 +77,9 @@ class RegularizationStream:
                 + (f"The error was: {error}\n" if error else "")
                 + f"Received: reg_data={self._description}"
             ) from error
-        _check_every_replica_has_examples(strategy, first)
+        self.batch_size, filled = count_examples(strategy, first)
+        _check_every_replica_has_examples(strategy, self.batch_size, filled)
         self._first: Any = [first]
-        #: The batch that comes first, as one replica sees it.
         self.first_batch = first_replica(strategy, first)
 
     def seek(self, position: int) -> None:
@@ -99,7 +103,7 @@ class RegularizationStream:
         """
         if self._arrays is None:
             return [], None
-        rows = self._arrays.not_finite()[: self._batch_size]
+        rows = self._arrays.not_finite()[: self.batch_size]
         return rows.numpy().tolist(), self._arrays.take(rows)
 
     def __iter__(self) -> RegularizationStream:
@@ -132,7 +136,7 @@ class RegularizationStream:
         """
         if not arrays.size:
             return
-        first_pass, skipped = divmod(position * self._batch_size, arrays.size)
+        first_pass, skipped = divmod(position * self.batch_size, arrays.size)
 
         def order(number: tf.Tensor) -> tf.data.Dataset:
             keys = tf.random.stateless_uniform([arrays.size], seed=[number, 0])
@@ -147,7 +151,7 @@ class RegularizationStream:
             tf.data.Dataset.range(first_pass, tf.int64.max)
             .flat_map(order)
             .skip(skipped)
-            .batch(self._batch_size, drop_remainder=True)
+            .batch(self.batch_size, drop_remainder=True)
             .map(arrays.take)
             .prefetch(1)
             .with_options(options)
@@ -232,13 +236,10 @@ class _Arrays:
 
 
 def _check_every_replica_has_examples(
-    strategy: tf.distribute.Strategy, batch: Any
+    strategy: tf.distribute.Strategy, examples: int, filled: int
 ) -> None:
     replicas = strategy.num_replicas_in_sync
-    if replicas == 1:
-        return
-    examples, filled = count_examples(strategy, batch)
-    if filled < replicas:
+    if 1 < replicas and filled < replicas:
         raise ValueError(
             f"Each of the {replicas} replicas of the strategy needs an "
             "example of every regularization batch: give `reg_data` larger "

@@ -249,8 +249,9 @@ class TensorFlowTrainer:
                 as `validation_split` does. With both, the validation part is
                 cut first, and this is a part of what is left. For arrays.
             reg_batch_size: Integer. Examples in a regularization batch, at
-                most the regularization set. Defaults to `batch_size`. Not for
-                data that come in batches.
+                most the regularization set. Defaults to an eighth of
+                `batch_size`, and one for each replica at least. Not for data
+                that come in batches.
             merge_epochs: Integer. The last of the `epochs` that train theta
                 on training and regularization data together, with rho
                 frozen, so that no example is lost to regularization. A run
@@ -306,8 +307,7 @@ class TensorFlowTrainer:
 
         try:
             if self.compiled:
-                size = reg_batch_size or batch_size
-                data = self._prepare(data, reg_data, size)
+                data = self._prepare(data, reg_data, batch_size, reg_batch_size)
                 learning = self._learning_rho()
                 watch = RhoWatch(learning, self.rho_optimizer)
                 if learning and reg_data is not None:
@@ -351,8 +351,9 @@ class TensorFlowTrainer:
         finally:
             self._finish()
 
-    def _prepare(self, data, reg_data, reg_batch_size):
+    def _prepare(self, data, reg_data, batch_size, reg_batch_size):
         """Checks everything that can be checked before a weight moves."""
+        size = data_lib.batch_size_of(data, batch_size)
         reg = self._reg
         like, x = None, data[0]
         replicas = self.distribute_strategy.num_replicas_in_sync
@@ -364,12 +365,18 @@ class TensorFlowTrainer:
             self._check_level_sets()
             data_lib.check_reg_data_is_there(self._learning_rho(), reg_data)
         else:
+            if reg_batch_size is None and size is not None:
+                reg_batch_size = max(size // 8, replicas)
             stream = RegularizationStream(
                 reg_data,
                 reg_batch_size,
                 self.distribute_strategy,
                 position=_keras.count_steps(self.rho_optimizer),
             )
+            if reg.settings["reg_freq"] is None:
+                reg.reg_freq = data_lib.default_reg_freq(
+                    reg.num_samples, stream.batch_size, size
+                )
             if self._check_reg_batch(like, stream.first_batch):
                 self._check_finite(*stream.not_finite())
                 reg.clear_results()
