@@ -5,8 +5,12 @@
 
 `baseline` is the network without noise, given the regularization set to
 train on. Everything else is a cross-regularized run, with the named arguments
-of `compile` and `fit` changed (`direct`: none), followed by its `refit` where
-`refit=1`. See docs/defaults.md for what it gave.
+of `compile` and `fit` changed (`direct`: none). Behind it, with the learned rho
+and all the data, a `refit` where `refit=1`, and one that replays their schedule
+where `schedule=1`. With `part=0.25` the run that learns has that part of the
+training and the regularization data. `merge=0.25` merges in that part of the
+epochs. `--table` prints means and standard errors of what is there, and runs
+nothing. See docs/defaults.md for what it gave.
 """
 
 from __future__ import annotations
@@ -156,7 +160,7 @@ def calibration_error(p: Any, y: Any, bins: int = 15) -> float:
 
 
 def scores(model: kcr.CrossRegModel, x: Any, y: Any) -> dict[str, float]:
-    p = model.predict(x, batch_size=500, verbose=0).astype("float64")
+    p = model.predict(x, batch_size=100, verbose=0).astype("float64")
     p /= p.sum(1, keepdims=True)
     nll = -np.log(np.maximum(p[np.arange(len(y)), y], 1e-12)).mean()
     # What a model that is calibrated to the last digit would score on labels
@@ -176,6 +180,7 @@ def scores(model: kcr.CrossRegModel, x: Any, y: Any) -> dict[str, float]:
 RHO = {"lr", "beta_1", "beta_2", "decay", "opt"}
 COMPILE = {"num_samples", "reg_freq", "reg_warmup", "eval_num_samples"}
 FIT = {"reg_batch_size", "merge_epochs"}
+SCORES = {"accuracy": (100, 1), "nll": (1, 3), "ece": (1, 3)}
 
 
 def options_of(run: str) -> dict[str, float]:
@@ -230,6 +235,7 @@ def one_run(name: str, run: str, seed: int) -> dict[str, Any]:
         **special,
     )
     fit = dict(epochs=data["epochs"], batch_size=size, verbose=0)
+    record = kcr.callbacks.RhoHistory()
     begin = time.perf_counter()
     if run == "baseline":
         model.fit(x[:n], y[:n], **fit)
@@ -237,12 +243,18 @@ def one_run(name: str, run: str, seed: int) -> dict[str, Any]:
         model.freeze_rho()
         model.fit(x[:n], y[:n], **fit)
     else:
+        part = options.get("part", 1)
+        few, of_reg = int(part * m), slice(m, m + int(part * (n - m)))
+        special = {k: int(options[k]) for k in FIT & set(options)}
+        if "merge" in options:
+            special["merge_epochs"] = int(options["merge"] * data["epochs"])
         model.fit(
-            x[:m],
-            y[:m],
-            reg_data=(x[m:n], y[m:n]),
+            x[:few],
+            y[:few],
+            reg_data=(x[of_reg], y[of_reg]),
+            callbacks=[record],
             **fit,
-            **{k: int(options[k]) for k in FIT & set(options)},
+            **special,
         )
     seconds = time.perf_counter() - begin
     result: dict[str, Any] = dict(data=name, run=run, seed=seed)
@@ -251,12 +263,36 @@ def one_run(name: str, run: str, seed: int) -> dict[str, Any]:
         seconds=seconds,
         rho=[round(float(np.mean(v)), 3) for v in model.get_rho().values()],
     )
-    if options.get("refit"):
+    for key, schedule in (("refit", None), ("schedule", record)):
+        if not options.get(key):
+            continue
         begin = time.perf_counter()
-        final = kcr.refit(model, x[:n], y[:n], **fit)
-        result["refit"] = scores(final, *test)
-        result["refit"]["seconds"] = time.perf_counter() - begin
+        final = kcr.refit(model, x[:n], y[:n], schedule=schedule, **fit)
+        result[key] = scores(final, *test)
+        result[key]["seconds"] = time.perf_counter() - begin
     return result
+
+
+def print_table(results: list[dict[str, Any]], names: list[str]) -> None:
+    """Means and standard errors over seeds, as lines of Markdown."""
+    rows: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for result in results:
+        for key in ("", "refit", "schedule"):
+            if result["data"] in names and (not key or key in result):
+                row = (result["data"], result["run"], key)
+                rows.setdefault(row, []).append(result[key] if key else result)
+    print("| data | run | seeds | accuracy | NLL | ECE |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for (name, run, key), found in rows.items():
+        cells = [name, f"{run}, {key}" if key else run, str(len(found))]
+        for score, (factor, digits) in SCORES.items():
+            values = factor * np.array([f[score] for f in found])
+            cell = f"{values.mean():.{digits}f}"
+            if len(values) > 1:
+                error = values.std(ddof=1) / len(values) ** 0.5
+                cell += f" ± {error:.{digits}f}"
+            cells.append(cell)
+        print("| " + " | ".join(cells) + " |")
 
 
 def main() -> None:
@@ -264,14 +300,17 @@ def main() -> None:
     parser.add_argument("--out", type=pathlib.Path, required=True)
     parser.add_argument("--data", nargs="+", required=True)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--run", nargs="+", required=True)
+    parser.add_argument("--run", nargs="+", default=[])
+    parser.add_argument("--table", action="store_true")
     arguments = parser.parse_args()
-    done = set()
+    results = []
     if arguments.out.exists():
         lines = arguments.out.read_text().splitlines()
-        done = {
-            (r["data"], r["run"], r["seed"]) for r in map(json.loads, lines)
-        }
+        results = [json.loads(line) for line in lines]
+    if arguments.table:
+        print_table(results, arguments.data)
+        return
+    done = {(r["data"], r["run"], r["seed"]) for r in results}
     for seed in arguments.seeds:
         for run in arguments.run:
             for name in arguments.data:
