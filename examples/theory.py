@@ -28,12 +28,16 @@ import numpy as np
 import rich
 import rich.progress
 import ridge
+import scipy.signal
 import scipy.stats
+from full_batch import error
 from full_batch import learn
 
 import keras_crossreg as kcr
 
 RUNS = {"direct": "C1", "implicit": "C0"}
+# Of the diabetes data.
+SPLIT = 2
 
 
 class RhoDense(keras.layers.Layer):
@@ -133,7 +137,7 @@ def excess(k: int, m: int, problems: int = 64, seed: int = 0) -> np.ndarray:
         warnings.filterwarnings("ignore", ".* rho learn from")
         model = keras.Model(inputs, total)
         learn(model, *rows, "direct", 400, learning_rate=0.1)
-    found = np.array([block.magnitude for block in blocks])
+    found = np.array([block.magnitude[0] for block in blocks])
     best = np.einsum(
         "kdp,kdp->kp", [block.layer.kernel.numpy() for block in blocks], w
     )
@@ -154,9 +158,9 @@ def ends_of_norm(start: float, hypergradient: str, steps: int = 4000) -> float:
     return float(np.linalg.norm(layer.magnitude))
 
 
-def ends_of_l1(start: float, hypergradient: str, split: int = 2) -> float:
-    """Of diabetes, on a split with three minima along the path."""
-    train, reg, _ = lasso.make_data(split)
+def ends_of_l1(start: float, hypergradient: str) -> float:
+    """Of diabetes, on a split with several minima along the path."""
+    train, reg, _ = lasso.make_data(SPLIT)
     layer = keras.layers.Dense(
         1,
         use_bias=False,
@@ -247,10 +251,17 @@ def main() -> None:
             right.plot(
                 starts, found, style, color=color, label=f"{name}, {run}"
             )
+    train, reg, _ = lasso.make_data(SPLIT)
+    weights = lasso.path(train)
+    losses = np.array([error(reg, w[:, None]) for w in weights.T])
+    for place in scipy.signal.argrelmin(losses)[0]:
+        norm = np.abs(weights[:, place]).sum()
+        right.axhline(norm, color="0.7", linewidth=1, zorder=0)
+        rich.print(f"   L1: a minimum along the path at {norm:.3f}")
     right.set(
         xscale="log",
-        yscale="log",
-        title="starts and ends",
+        ylim=(0, None),
+        title="starts and ends (gray: minima of the lasso)",
         xlabel="norm at the start",
         ylabel="norm at the end",
     )
