@@ -295,7 +295,11 @@ def searched(kind: str, shared: bool) -> Callable[..., dict[str, Row]]:
     return run
 
 
-def learned(faster: bool) -> Callable[..., dict[str, Row]]:
+def learned(
+    start: float | None = None, faster: bool = False
+) -> Callable[..., dict[str, Row]]:
+    """A run that learns, from the layer's own first value or another."""
+
     def run(problem: Problem, trials: int) -> dict[str, Row]:
         begin = Clock()
         compiled: dict[str, Any] = {}
@@ -305,7 +309,7 @@ def learned(faster: bool) -> Callable[..., dict[str, Row]]:
             compiled.update(num_samples=16, reg_freq=12)
             fit.update(reg_batch_size=problem.data["batch_size"] // 8)
         model = problem.model(
-            lambda i: problem.regularizer.learned(),
+            lambda i: problem.regularizer.learned(*([start] if start else [])),
             len(problem.train[0]),
             **compiled,
         )
@@ -354,8 +358,10 @@ class Clock:
 
 RUNS: dict[str, Callable[..., dict[str, Row]]] = {
     "no regularization": baseline,
-    "cross-regularized": learned(faster=False),
+    "cross-regularized": learned(),
     "4 times the rho steps": learned(faster=True),
+    "start 0.3": learned(start=0.3),
+    "start 0.3, 4 times the rho steps": learned(start=0.3, faster=True),
     "random search, one rate": searched("random", shared=True),
     "random search, a rate per layer": searched("random", shared=False),
     "Hyperband, a rate per layer": searched("hyperband", shared=False),
