@@ -371,7 +371,8 @@ RUNS: dict[str, Callable[..., dict[str, Row]]] = {
 def table(rows: list[Row]) -> rich.table.Table:
     """Mean and standard error over seeds; time in that of the baseline."""
     grid = rich.table.Table("run", box=rich.box.MARKDOWN)
-    for title in ("accuracy, %", "NLL", "ECE", "time", "rates, first seed"):
+    titles = "seeds", "accuracy, %", "NLL", "ECE", "time", "rates, first seed"
+    for title in titles:
         grid.add_column(title, justify="right", no_wrap=True)
     plain = {
         row["seed"]: row["cpu_seconds"]
@@ -383,6 +384,7 @@ def table(rows: list[Row]) -> rich.table.Table:
         rates = part[0].get("rates", [])
         grid.add_row(
             name,
+            str(len(part)),
             formatted([100 * s["accuracy"] for s in scores], 1),
             formatted([s["nll"] for s in scores], 3),
             formatted([s["ece"] for s in scores], 3),
