@@ -209,6 +209,12 @@ class CrossRegModel(Trainer, keras.Model):
 
     # Construction
 
+    def build_from_config(self, config: Any) -> None:
+        # A graph of layers was built with them. Keras cannot build it again
+        # from its config, which has no shape.
+        if not (isinstance(self, Functional) and self.built):
+            super().build_from_config(config)
+
     def compile(
         self,
         optimizer: Any = "rmsprop",

@@ -183,3 +183,12 @@ def test_a_subclass_without_get_config_keeps_its_arguments():
     # Of a `keras.Model`, Keras 3.15 would return the defaults.
     assert Subclassed(units=7).get_config()["units"] == 7
     assert Subclassed(6).get_config()["units"] == 6
+
+
+def test_functional_model_takes_its_own_build_config():
+    """As `keras.Model` does; KerasTuner relies on it."""
+    model = make_model()
+    weights = model.get_weights()
+    model.build_from_config(model.get_build_config())
+    for old, new in zip(weights, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)

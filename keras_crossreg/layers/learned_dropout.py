@@ -16,6 +16,9 @@ from keras_crossreg.rho import human_value
 
 # What is kept is divided by the chance to keep it, in sixteen bits too.
 _SMALLEST_KEEP = 1e-4
+# What is left of the dropped on the regularization set. At zero, a ReLU behind
+# has no gradient, and theirs is half of the gradient of the rate.
+_LEFT = 1e-5
 
 
 @keras.saving.register_keras_serializable(package="keras_crossreg")
@@ -25,7 +28,9 @@ class LearnedDropout(RhoLayer):
     `outputs = inputs * mask / (1 - rate)`, `mask ~ Bernoulli(1 - rate)`:
     exact dropout, as in `keras.layers.Dropout`, in training, on the
     regularization set and in predictions, which `CrossRegModel` averages over
-    samples. A plain call in inference mode returns the inputs.
+    samples. In the last two a hundred thousandth of what is dropped is left,
+    for the gradient to pass a ReLU that comes behind. A plain call in
+    inference mode returns the inputs.
 
     Only the gradient of the rate is relaxed. With `rho = logit(rate)` the
     noise that dropout multiplies with has mean 1 and variance
@@ -148,7 +153,8 @@ class LearnedDropout(RhoLayer):
         uniform = keras.random.uniform(
             self._mask_shape(inputs), dtype="float32", seed=self.seed_generator
         )
-        noise = ops.where(uniform < keep, 1.0 / keep - 1.0, -1.0)
+        dropped = _LEFT - 1.0 if sampling else -1.0
+        noise = ops.where(uniform < keep, 1.0 / keep - 1.0, dropped)
         if sampling:
             # 1, with a gradient of 1/2.
             noise = noise * ops.exp((rho - fixed) / 2)
