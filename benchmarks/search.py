@@ -295,30 +295,20 @@ def searched(kind: str, shared: bool) -> Callable[..., dict[str, Row]]:
     return run
 
 
-def learned(
-    start: float | None = None, faster: bool = False
-) -> Callable[..., dict[str, Row]]:
+def learned(start: float | None = None) -> Callable[..., dict[str, Row]]:
     """A run that learns, from the layer's own first value or another."""
 
     def run(problem: Problem, trials: int) -> dict[str, Row]:
         begin = Clock()
-        compiled: dict[str, Any] = {}
-        fit: dict[str, Any] = {}
-        if faster:
-            # The same work in the regularization passes.
-            compiled.update(num_samples=16, reg_freq=12)
-            fit.update(reg_batch_size=problem.data["batch_size"] // 8)
         model = problem.model(
             lambda i: problem.regularizer.learned(*([start] if start else [])),
             len(problem.train[0]),
-            **compiled,
         )
         model.fit(
             *problem.train,
             reg_data=problem.reg,
             epochs=problem.epochs,
             **problem.fit,
-            **fit,
         )
         row = begin.row()
         begin.pause()
@@ -359,9 +349,7 @@ class Clock:
 RUNS: dict[str, Callable[..., dict[str, Row]]] = {
     "no regularization": baseline,
     "cross-regularized": learned(),
-    "4 times the rho steps": learned(faster=True),
     "start 0.3": learned(start=0.3),
-    "start 0.3, 4 times the rho steps": learned(start=0.3, faster=True),
     "random search, one rate": searched("random", shared=True),
     "random search, a rate per layer": searched("random", shared=False),
     "Hyperband, a rate per layer": searched("hyperband", shared=False),
