@@ -244,7 +244,11 @@ def main(arguments: list[str] | None = None) -> None:
     x, y = x[order], y[order]
     reg = standardized(x[-REG:]), y[-REG:]
     x_test, y_test = load("test")
-    data = (x[:-REG], y[:-REG]), reg, (standardized(x_test[:TEST]), y_test[:TEST])
+    data = (
+        (x[:-REG], y[:-REG]),
+        reg,
+        (standardized(x_test[:TEST]), y_test[:TEST]),
+    )
     points = min(options.points, options.steps)
 
     growing = Run(data, options.steps, points)
