@@ -9,7 +9,7 @@ The images are those of CIFAR-10 as `tensorflow_datasets` has them installed.
 The copy that our results are of is one of JPEG images: its scores compare with
 each other, not with published ones.
 
-    python examples/growing_data.py                               # 15 minutes
+    python examples/growing_data.py
     python examples/growing_data.py --sizes 100 200 400 --steps 20
 
 Prints a table and writes `growing_data.png` into the current folder.
@@ -30,7 +30,7 @@ os.environ.setdefault("MPLBACKEND", "agg")
 import keras
 import matplotlib.pyplot as plt
 import numpy as np
-import rich
+import rich.console
 import rich.table
 import tensorflow_datasets as tfds
 
@@ -264,7 +264,8 @@ def main(arguments: list[str] | None = None) -> None:
         fresh[-1].fit(size)
         print("sigma", fresh[-1].sigma[-1].round(2), flush=True)
     controls = [run.rows[0] for run in fresh[1:]]
-    rich.print(table({"growing": growing.rows, "fresh": controls}))
+    console = rich.console.Console(width=110)
+    console.print(table({"growing": growing.rows, "fresh": controls}))
     draw(growing, fresh[1:], options.sizes)
     print("Wrote growing_data.png")
 

@@ -16,8 +16,8 @@ Trains, on each,
 3. cross-regularized: some examples are held out, noise and dropout learned;
 4. refitted: anew on all the examples, with what the third run learned.
 
-    python examples/transformers.py --data digits --seeds 0     # 2 minutes
-    python examples/transformers.py                             # 10 minutes
+    python examples/small_transformers.py --data digits --seeds 0
+    python examples/small_transformers.py      # half an hour on two free cores
 
 Prints a table for each and writes `transformers.png` into the current folder.
 Time is that of the processor in `fit`, in that of the second run.
@@ -86,11 +86,11 @@ class Task:
         return x[-self.num_reg :], y[-self.num_reg :]
 
 
-def digits(seed: int, size: int = 600) -> Task:
+def digits(seed: int, size: int = 600, test: int = 1000) -> Task:
     x, y = load_digits(return_X_y=True)
     x = (x.reshape(-1, 8, 8, 1).astype("float32") - 5.0) / 6.0
     x, x_test, y, y_test = train_test_split(
-        x, y, train_size=size, stratify=y, random_state=seed
+        x, y, train_size=size, test_size=test, stratify=y, random_state=seed
     )
 
     def embed() -> tuple[Any, Any, Any]:
@@ -178,10 +178,6 @@ class Position(keras.layers.Layer):
         return inputs + ops.cast(self.vectors, inputs.dtype)
 
 
-def normalize(x: Any) -> Any:
-    return keras.layers.LayerNormalization(center=False, scale=False)(x)
-
-
 def attend(x: Any, mask: Any, regularizers: Regularizers, name: str) -> Any:
     """Attention of every place to every other, in `HEADS` heads."""
 
@@ -199,17 +195,30 @@ def attend(x: Any, mask: Any, regularizers: Regularizers, name: str) -> Any:
     return keras.layers.EinsumDense("bqhd,hdw->bqw", (None, WIDTH))(x)
 
 
-def build(task: Task, regularizers: Regularizers) -> kcr.CrossRegModel:
-    """Blocks of attention and a dense network, normalized at their inputs."""
+def build(
+    task: Task, regularizers: Regularizers, gain: bool = False
+) -> kcr.CrossRegModel:
+    """Blocks of attention and a dense network, normalized at their inputs.
+
+    Args:
+        task: The data.
+        regularizers: What there is behind the normalizations and in attention.
+        gain: Whether normalizations have a trainable scale, as is usual.
+    """
+
+    def normalized(x: Any, name: str) -> Any:
+        normalize = keras.layers.LayerNormalization(center=gain, scale=gain)
+        return regularizers.normalized(normalize(x), name)
+
     inputs, x, mask = task.embed()
     x = Position()(x)
     for i in range(1, task.depth + 1):
-        h = regularizers.normalized(normalize(x), f"attention_{i}")
+        h = normalized(x, f"attention_{i}")
         x = x + attend(h, mask, regularizers, f"attention_{i}")
-        h = regularizers.normalized(normalize(x), f"dense_{i}")
+        h = normalized(x, f"dense_{i}")
         h = keras.layers.Dense(2 * WIDTH, activation="gelu")(h)
         x = x + keras.layers.Dense(WIDTH)(h)
-    x = regularizers.normalized(normalize(x), "last")
+    x = normalized(x, "last")
     if mask is None:
         x = ops.mean(x, axis=1)
     else:
@@ -271,7 +280,9 @@ class Run:
         """Of an average of 8 samples, the default, and of more."""
         x, y = self.task.test
         number = SAMPLES if self.model.rho_variables else 1
-        samples = self.model.predict_samples(x, number, batch_size=500)
+        samples = self.model.predict_samples(
+            x, number, batch_size=500, verbose=0
+        )
         result: dict[str, Any] = {}
         for suffix, p in (
             ("", samples[:8].mean(axis=0)),
