@@ -25,7 +25,9 @@ def growing_data(monkeypatch):
     monkeypatch.setattr(module, "REG", 100)
     monkeypatch.setattr(module, "CURVE", 50)
     monkeypatch.setattr(module, "FILTERS", (4, 4))
-    monkeypatch.setattr(module, "COMPILE", dict(num_samples=2, reg_freq=1))
+    monkeypatch.setattr(
+        module, "COMPILE", dict(num_samples=2, reg_freq=1, run_eagerly=True)
+    )
     monkeypatch.setattr(module, "REG_BATCH_SIZE", 8)
     return module
 
