@@ -12,7 +12,8 @@ each other, not with published ones.
     python examples/growing_data.py
     python examples/growing_data.py --sizes 100 200 400 --steps 20
 
-Prints a table and writes `growing_data.png` into the current folder.
+Prints a table and writes `growing_data.png` into the current folder, anew after
+each size.
 """
 
 from __future__ import annotations
@@ -252,21 +253,26 @@ def main(arguments: list[str] | None = None) -> None:
     points = min(options.points, options.steps)
 
     growing = Run(data, options.steps, points)
+    fresh: list[Run] = []
+
+    def report() -> None:
+        """All there is so far: what is interrupted leaves something."""
+        controls = [run.rows[0] for run in fresh]
+        console = rich.console.Console(width=110)
+        console.print(table({"growing": growing.rows, "fresh": controls}))
+        draw(growing, fresh, options.sizes)
+
     for size in options.sizes:
         print(f"{size:,} training images", flush=True)
         growing.fit(size)
-        print("sigma", growing.sigma[-1].round(2), flush=True)
+        report()
     # The first size is a fresh network anyway.
-    fresh = [growing]
     for size in options.sizes[1:]:
         print(f"{size:,} training images, a fresh network", flush=True)
-        fresh.append(Run(data, options.steps, points))
-        fresh[-1].fit(size)
-        print("sigma", fresh[-1].sigma[-1].round(2), flush=True)
-    controls = [run.rows[0] for run in fresh[1:]]
-    console = rich.console.Console(width=110)
-    console.print(table({"growing": growing.rows, "fresh": controls}))
-    draw(growing, fresh[1:], options.sizes)
+        run = Run(data, options.steps, points)
+        run.fit(size)
+        fresh.append(run)
+        report()
     print("Wrote growing_data.png")
 
 
