@@ -23,7 +23,8 @@ def growing_data(monkeypatch):
     module = importlib.import_module("growing_data")
     monkeypatch.setattr(module, "load", random_images)
     monkeypatch.setattr(module, "REG", 100)
-    monkeypatch.setattr(module, "CURVE", 50)
+    monkeypatch.setattr(module, "TEST", 50)
+    monkeypatch.setattr(module, "CURVE", 20)
     monkeypatch.setattr(module, "FILTERS", (4, 4))
     monkeypatch.setattr(
         module, "COMPILE", dict(num_samples=2, reg_freq=1, run_eagerly=True)
