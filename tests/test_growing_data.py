@@ -6,6 +6,8 @@ import pathlib
 import numpy as np
 import pytest
 
+import keras_crossreg as kcr
+
 EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
 
 
@@ -26,9 +28,14 @@ def growing_data(monkeypatch):
     monkeypatch.setattr(module, "TEST", 50)
     monkeypatch.setattr(module, "CURVE", 20)
     monkeypatch.setattr(module, "FILTERS", (4, 4))
-    monkeypatch.setattr(
-        module, "COMPILE", dict(num_samples=2, reg_freq=1, run_eagerly=True)
-    )
+    monkeypatch.setattr(module, "REG_FREQ", 1)
+    # Faster, where there is little to do.
+    compile = kcr.CrossRegModel.compile
+
+    def eagerly(*args, **kwargs):
+        compile(*args, **kwargs, num_samples=2, run_eagerly=True)
+
+    monkeypatch.setattr(kcr.CrossRegModel, "compile", eagerly)
     monkeypatch.setattr(module, "REG_BATCH_SIZE", 8)
     return module
 

@@ -11,6 +11,8 @@ import pytest
 keras_tuner = pytest.importorskip("keras_tuner")
 pytest.importorskip("sklearn")
 
+pytestmark = pytest.mark.slow
+
 BENCHMARKS = pathlib.Path(__file__).parents[1] / "benchmarks"
 SCORES = ("accuracy", "nll", "ece")
 
