@@ -145,9 +145,7 @@ class LearnedDropout(RhoLayer):
         rho = ops.convert_to_tensor(self.rho)
         fixed = ops.stop_gradient(rho)
         keep = ops.maximum(ops.sigmoid(-fixed), _SMALLEST_KEEP)
-        uniform = keras.random.uniform(
-            self._mask_shape(inputs), dtype="float32", seed=self.seed_generator
-        )
+        uniform = random.uniform(self._mask_shape(inputs), self.seed_generator)
         noise = ops.where(uniform < keep, 1.0 / keep - 1.0, -1.0)
         if sampling:
             # 1, with a gradient of 1/2.
