@@ -11,6 +11,8 @@ from keras import ops
 from keras_crossreg.backend import replica_index
 from keras_crossreg.backend import uniform
 
+__all__ = ["SeedGenerator", "normal", "uniform"]
+
 # Odd and large: seeds that a user counts up stay apart on all replicas.
 _STRIDE = 1_000_003
 # Numbers that repeat, at the least, and how often in a training step: four
