@@ -33,7 +33,8 @@ def averaged(model: CrossRegModel, num_samples: int) -> keras.Model:
     Args:
         model: A `CrossRegModel` that was built.
         num_samples: Integer, at least 1. Sampled predictions to average, in
-            one pass over a batch that many times as large.
+            one pass over a batch that many times as large; more than 8 in
+            several passes, one after the other.
 
     Returns:
         A `keras.Model`. It is for predictions: rho do not learn in it.

@@ -59,6 +59,21 @@ def untile(x: Any, num_samples: int) -> Any:
     return samples
 
 
+def join(parts: list[Any], num_samples: int) -> Any:
+    """The first K samples of several passes, each `(k, n, ...)`, as one."""
+    if len(parts) == 1:
+        return parts[0]
+
+    def join_one(*samples: Any) -> Any:
+        joined = ops.concatenate(samples)[:num_samples]
+        mask = get_keras_mask(samples[0])
+        if mask is not None:
+            set_keras_mask(joined, mask)
+        return joined
+
+    return tree.map_structure(join_one, *parts)
+
+
 def mean_of_outputs(samples: Any) -> Any:
     """The mean over the first axis: regression, and probabilities."""
     return ops.mean(samples, axis=0)

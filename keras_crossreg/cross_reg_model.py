@@ -23,6 +23,7 @@ from keras_crossreg._keras import functional_init_arguments
 from keras_crossreg._keras import keep_registered_name
 from keras_crossreg._keras import receive_sampling
 from keras_crossreg.backend import Trainer
+from keras_crossreg.backend import wait_for
 from keras_crossreg.level_sets import LevelSet
 from keras_crossreg.level_sets import LevelSets
 from keras_crossreg.level_sets import write_far
@@ -38,6 +39,9 @@ from keras_crossreg.rho_summary import print_rho_summary
 # Found on three data sets; the grid is in docs/defaults.md.
 DEFAULT_NUM_SAMPLES = 16
 DEFAULT_RHO_LEARNING_RATE = 0.1
+# Of a prediction: more are made in several passes, one after the other, so
+# that memory does not grow with them.
+SAMPLES_PER_PASS = 8
 DEFAULTS = dict(
     num_samples=DEFAULT_NUM_SAMPLES,
     reg_freq=None,
@@ -701,11 +705,17 @@ class CrossRegModel(Trainer, keras.Model):
     def _repeatable_samples(self, x: Any, num_samples: int) -> Any:
         """Samples, the same in every call until training goes on."""
         active, self._sampling.active = self._sampling.active, False
+        passes = -(-num_samples // SAMPLES_PER_PASS)
+        in_each = -(-num_samples // passes)
+        parts: list[Any] = []
         try:
             with self._kept_seeds():
-                return self._sample(x, num_samples)
+                for _ in range(passes):
+                    x = wait_for(parts[-1:], x)
+                    parts.append(self._sample(x, in_each))
         finally:
             self._sampling.active = active
+        return averaging_lib.join(parts, num_samples)
 
     @contextlib.contextmanager
     def _kept_seeds(self) -> Iterator[None]:

@@ -92,3 +92,39 @@ def test_a_model_that_is_not_compiled_predicts():
 def test_prediction_without_rho_has_equal_samples():
     samples = make_model(rho=False).predict_samples(X, 2, verbose=0)
     np.testing.assert_array_equal(samples[0], samples[1])
+
+
+class Rows(keras.layers.Layer):
+    """Notes of how many rows each batch is."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows = []
+
+    def call(self, inputs):
+        self.rows.append(inputs.shape[0])
+        return inputs
+
+
+@pytest.mark.parametrize("run_eagerly", [True, False])
+def test_many_samples_take_several_passes(run_eagerly):
+    inputs, layer = keras.Input((3,)), Rows()
+    x = kcr.layers.GaussianNoiseScale(seed=1)(layer(inputs))
+    model = kcr.CrossRegModel(inputs, keras.layers.Dense(2)(x))
+    model.compile(loss="mse", eval_num_samples=70, run_eagerly=run_eagerly)
+    layer.rows.clear()
+    samples = model.predict_samples(X, verbose=0)
+    # No pass is of more than 8 samples.
+    assert set(layer.rows) == {8 * 20}
+    assert samples.shape == (70, 20, 2)
+    assert len(np.unique(samples[:, 0, 0])) == 70
+    predictions = model.predict(X, verbose=0)
+    np.testing.assert_allclose(samples.mean(0), predictions, rtol=1e-5)
+    np.testing.assert_array_equal(model.predict(X, verbose=0), predictions)
+    # The last pass ends early: all others are those of fewer samples.
+    first = model.predict_samples(X, 24, verbose=0)
+    np.testing.assert_array_equal(samples[:24], first)
+    # As many as fit one pass are one.
+    layer.rows.clear()
+    model.predict_samples(X, 5, verbose=0)
+    assert set(layer.rows) == {5 * 20}

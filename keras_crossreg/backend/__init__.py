@@ -6,6 +6,8 @@ if keras.backend.backend() == "tensorflow":
     from keras_crossreg.backend.tensorflow.gradient import gradient
     from keras_crossreg.backend.tensorflow.gradient import value_and_gradient
     from keras_crossreg.backend.tensorflow.gradient import vector_jacobian
+    from keras_crossreg.backend.tensorflow.order import wait_for
+    from keras_crossreg.backend.tensorflow.random import uniform
     from keras_crossreg.backend.tensorflow.replicas import replica_index
     from keras_crossreg.backend.tensorflow.trainer import (
         TensorFlowTrainer as Trainer,
@@ -21,6 +23,8 @@ __all__ = [
     "Trainer",
     "gradient",
     "replica_index",
+    "uniform",
     "value_and_gradient",
     "vector_jacobian",
+    "wait_for",
 ]

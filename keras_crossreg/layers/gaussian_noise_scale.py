@@ -19,7 +19,10 @@ class GaussianNoiseScale(RhoLayer):
     """Adds Gaussian noise whose scale sigma is learned on `reg_data`.
 
     `outputs = inputs + sigma * eps`, `eps ~ N(0, 1)`, independent for every
-    element. Put it behind a normalization without a trainable scale, e.g.
+    element of an example. In training, up to four examples of a batch share
+    the numbers, each in another place: noise costs less than half as much on
+    a CPU, and the gradient of theta is as precise. Samples that are averaged
+    share none. Put it behind a normalization without a trainable scale, e.g.
     `BatchNormalization(center=False, scale=False)`, and before the
     activation: anything else can outgrow the noise. Where nothing normalizes,
     use `relative=True`.
@@ -113,7 +116,10 @@ class GaussianNoiseScale(RhoLayer):
         # sixteen bits.
         dtype = keras.backend.result_type(inputs.dtype, "float32")
         eps = random.normal(
-            ops.shape(inputs), seed=self.seed_generator, dtype=dtype
+            ops.shape(inputs),
+            seed=self.seed_generator,
+            dtype=dtype,
+            reuse=1 if sampling else random.TRAINING_REUSE,
         )
         return inputs + ops.cast(ops.cast(sigma, dtype) * eps, inputs.dtype)
 

@@ -183,13 +183,8 @@ class LearnedAugmentation(RhoLayer):
         float32 or wider.
         """
         wide = "float64" if self.compute_dtype == "float64" else "float32"
-        u = keras.random.uniform(
-            (len(UNITS) + 1, batch_size),
-            minval=-1.0,
-            maxval=1.0,
-            dtype=wide,
-            seed=self.seed_generator,
-        )
+        shape = (len(UNITS) + 1, batch_size)
+        u = 2.0 * random.uniform(shape, self.seed_generator, wide) - 1.0
         draws = {name: u[i] for i, name in enumerate(UNITS)}
         draws["translation"] = ops.stack([u[0], u[-1]])
         widths = {

@@ -150,9 +150,7 @@ class LearnedDropout(RhoLayer):
         rho = ops.convert_to_tensor(self.rho)
         fixed = ops.stop_gradient(rho)
         keep = ops.maximum(ops.sigmoid(-fixed), _SMALLEST_KEEP)
-        uniform = keras.random.uniform(
-            self._mask_shape(inputs), dtype="float32", seed=self.seed_generator
-        )
+        uniform = random.uniform(self._mask_shape(inputs), self.seed_generator)
         dropped = _LEFT - 1.0 if sampling else -1.0
         noise = ops.where(uniform < keep, 1.0 / keep - 1.0, dropped)
         if sampling:
