@@ -749,3 +749,47 @@ def test_applications(name, num_noise):
     build = getattr(keras.applications, name)
     model = build(weights=None, input_shape=(32, 32, 3), classes=5)
     check_application(model, num_noise)
+
+
+@pytest.mark.slow
+def test_keras_hub():
+    """Backbones made of Keras's layers, and a task around one."""
+    hub = pytest.importorskip("keras_hub").models
+    resnet = hub.ResNetBackbone(
+        input_conv_filters=[64],
+        input_conv_kernel_sizes=[3],
+        stackwise_num_filters=[64, 128],
+        stackwise_num_blocks=[1, 1],
+        stackwise_num_strides=[1, 2],
+        block_type="basic_block",
+        image_shape=(32, 32, 3),
+    )
+    bert = hub.BertBackbone(
+        vocabulary_size=50,
+        num_layers=1,
+        num_heads=2,
+        hidden_dim=16,
+        intermediate_dim=32,
+        max_sequence_length=12,
+    )
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(2, 32, 32, 3)).astype("float32")
+    text = dict(
+        token_ids=rng.integers(0, 50, (2, 12)),
+        segment_ids=np.zeros((2, 12), int),
+        padding_mask=np.ones((2, 12), int),
+    )
+    classifier = hub.ImageClassifier(resnet, num_classes=3)
+    for model, x, num_noise in (
+        (resnet, images, 6),
+        (bert, text, 1),
+        (classifier, images, 6),
+    ):
+        noisy = kcr.add_noise(model)
+        assert len(noisy.rho_variables) == num_noise
+        for a, b in zip(
+            keras.tree.flatten(noisy(x)),
+            keras.tree.flatten(model(x)),
+            strict=True,
+        ):
+            np.testing.assert_allclose(a, b, atol=1e-5)
