@@ -49,7 +49,13 @@ def shuffled_rows():
     model, recorder = recording_model()
     rows = np.arange(float(REG_SIZE))[:, None]
     with pytest.warns(UserWarning, match="1 rho learn from 8"):
-        model.fit(rows + 0.5, rows, reg_data=(rows, rows), verbose=0)
+        model.fit(
+            rows + 0.5,
+            rows,
+            reg_data=(rows, rows),
+            reg_batch_size=REG_SIZE,
+            verbose=0,
+        )
     return recorder.sampled[-1]
 
 
