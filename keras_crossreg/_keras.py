@@ -174,6 +174,14 @@ def set_lower_is_better(metric: Any) -> None:
     metric._direction = "down"
 
 
+def count_examples(model: Any) -> int:
+    """Examples that the mean of the training loss is of, since its reset.
+
+    What comes in batches says nowhere else how large they are.
+    """
+    return int(model._loss_tracker.count.numpy())
+
+
 def count_steps(optimizer: Any) -> int:
     """Training steps that this optimizer has seen.
 

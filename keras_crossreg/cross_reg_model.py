@@ -261,9 +261,8 @@ class CrossRegModel(Trainer, keras.Model):
             reg_freq: Integer r, at least 1. Training steps per rho step.
                 `None`: as many as keep the added work at a ninth of that of
                 training, `r = 6 K B_reg / B` for regularization batches of
-                `B_reg` and training batches of `B` examples, taken as equal
-                where that is not known. With the other defaults, 12. Defaults
-                to `None`.
+                `B_reg` and training batches of `B` examples. With the other
+                defaults, 12. Defaults to `None`.
             reg_warmup: Integer, not negative. Training steps before rho start
                 to learn. Defaults to `0`.
             averaging: The space in which sampled predictions are averaged.

@@ -85,11 +85,12 @@ def batch_size_of(data: Data, batch_size: int | None) -> int | None:
 
 
 def default_reg_freq(
-    num_samples: int, reg_batch_size: int, batch_size: int | None
+    num_samples: int, reg_batch_size: int, batch_size: float
 ) -> int:
     """The r of which rho steps add a ninth of the work of training at most.
 
-    They add `K B_reg / (r B) * 2/3`; `B_reg / B` is 1 where B is not known.
+    They add `K B_reg / (r B) * 2/3`. `B_reg / B` is 1 where B is not known,
+    which is 0: in a training step of one's own that measures no loss.
     """
     part = reg_batch_size / batch_size if batch_size else 1.0
     return max(1, math.ceil(6 * num_samples * part))

@@ -46,11 +46,19 @@ def test_number_of_rho_steps(
 @pytest.mark.parametrize(
     ("reg_batch_size", "expected"),
     # r is 6 K B_reg / B, with K of 2 and B of 8; K B_reg / (r B) * 2/3 is
-    # 1/9. Batches of a dataset of unknown size count as those of training.
-    [(None, 2), (2, 3), (4, 6), ("dataset", 12)],
+    # 1/9. Of a dataset B is not known beforehand, and B_reg all there is.
+    [(None, 2), (2, 3), (4, 6), ("dataset", 18)],
 )
-def test_by_default_rho_steps_add_a_ninth_of_the_work(reg_batch_size, expected):
-    model = compile_model(make_model(), reg_freq=None)
+@pytest.mark.parametrize("steps_per_execution", [1, 3])
+def test_by_default_rho_steps_add_a_ninth_of_the_work(
+    reg_batch_size, expected, steps_per_execution
+):
+    model = compile_model(
+        make_model(),
+        reg_freq=None,
+        steps_per_execution=steps_per_execution,
+        run_eagerly=steps_per_execution == 1,
+    )
     arguments = dict(reg_batch_size=reg_batch_size)
     if reg_batch_size == "dataset":
         x = tf.data.Dataset.from_tensor_slices(make_data()).batch(8)

@@ -285,6 +285,14 @@ def test_steps_are_counted_through_gradient_accumulation():
     assert _keras.count_steps(None) == 0
 
 
+def test_examples_of_an_epoch_are_counted():
+    model = keras.Sequential([keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    x = np.ones((10, 3))
+    model.fit(x, x[:, :1], batch_size=4, epochs=2, verbose=0)
+    assert _keras.count_examples(model) == 10
+
+
 def test_callbacks_ask_metrics_for_their_direction():
     model = make_model(rho=False)
     model.compile(

@@ -160,7 +160,14 @@ class TensorFlowTrainer:
         else:
             # The last execution of an epoch may be shorter: ask.
             reg.steps = _keras.count_steps(self.optimizer)
-        if reg.stream is None or self._rho_frozen:
+        if reg.stream is None:
+            return 0
+        if reg.reg_freq is None:
+            size = _keras.count_examples(self) / max(1, reg.steps - before)
+            reg.reg_freq = data_lib.default_reg_freq(
+                reg.num_samples, reg.stream.batch_size, size
+            )
+        if self._rho_frozen:
             return 0
 
         def rho_steps(steps):
@@ -360,6 +367,7 @@ class TensorFlowTrainer:
         if reg_data is not None or not self._is_built or replicas > 1:
             like, x = data_lib.peek(*data)
         reg.train_like = like
+        reg.reg_freq = reg.settings["reg_freq"]
         if reg_data is None:
             self._build_on(like)
             self._check_level_sets()
@@ -373,10 +381,6 @@ class TensorFlowTrainer:
                 self.distribute_strategy,
                 position=_keras.count_steps(self.rho_optimizer),
             )
-            if reg.settings["reg_freq"] is None:
-                reg.reg_freq = data_lib.default_reg_freq(
-                    reg.num_samples, stream.batch_size, size
-                )
             if self._check_reg_batch(like, stream.first_batch):
                 self._check_finite(*stream.not_finite())
                 reg.clear_results()
