@@ -14,7 +14,8 @@ process of its own.
 from __future__ import annotations
 
 import argparse
-import resource
+import pathlib
+import re
 import subprocess
 import sys
 import time
@@ -32,8 +33,8 @@ from keras_crossreg.hypergradients import OneStep
 
 # Shape of an input, hidden layers, rows of a batch.
 NETWORKS = {
-    "VGG, 32x32x3": ((32, 32, 3), vgg([16, 16, 32, 32, 64, 64], 64), 256),
-    "dense, 64": ((64,), dense([256, 256, 256]), 4096),
+    "VGG, 32x32x3": ((32, 32, 3), vgg([16, 16, 32, 32, 64, 64], 64), 64),
+    "dense, 64": ((64,), dense([256, 256, 256]), 1024),
 }
 NUM_SAMPLES = 8
 # `None`: rho are frozen.
@@ -66,8 +67,9 @@ class Run:
             reg_freq=1,
             hypergradient=hypergradient or "direct",
         )
-        x = np.random.default_rng(0).normal(size=(8 * rows, *shape))
-        self.x, self.y = x.astype("float32"), np.arange(len(x)) % 10
+        rng = np.random.default_rng(0)
+        self.x = rng.standard_normal((4 * rows, *shape), dtype="float32")
+        self.y = np.arange(len(self.x)) % 10
         self.arguments = dict(batch_size=rows, verbose=0)
         if hypergradient is not None:
             reg = rows // NUM_SAMPLES
@@ -82,11 +84,18 @@ class Run:
 
 
 def peak_growth(network: str, kind: str) -> int:
-    """In kB, of this process."""
+    """In kB, of this process, on Linux."""
     run = Run(network, kind)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Forget the peak so far.
+    pathlib.Path("/proc/self/clear_refs").write_text("5")
+    before = memory("VmRSS")
     run.fit()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    return memory("VmHWM") - before
+
+
+def memory(name: str) -> int:
+    status = pathlib.Path("/proc/self/status").read_text()
+    return int(re.search(rf"{name}:\s*(\d+) kB", status)[1])
 
 
 def main() -> None:
@@ -106,13 +115,13 @@ def main() -> None:
             {kind: run.fit() for kind, run in runs.items()}
             for _ in range(arguments.rounds + 1)
         ]
-        memory = {}
+        peaks = {}
         for kind in KINDS:
             command = [sys.executable, __file__, "--memory-of", network, kind]
             output = subprocess.run(
                 command, capture_output=True, text=True, check=True
             ).stdout
-            memory[kind] = int(output.split("kB:")[1])
+            peaks[kind] = int(output.split("kB:")[1])
         for kind in KINDS:
             # The first round compiles.
             cost = [s[kind] / s["training"] for s in seconds[1:]]
@@ -123,7 +132,7 @@ def main() -> None:
                 kind,
                 f"{np.median(cost):.2f}",
                 f"{min(cost):.2f} to {max(cost):.2f}",
-                f"{memory[kind] / memory['training']:.2f}",
+                f"{peaks[kind] / peaks['training']:.2f}",
             )
     rich.print(table)
 
