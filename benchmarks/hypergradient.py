@@ -19,6 +19,7 @@ import re
 import subprocess
 import sys
 import time
+from typing import Any
 
 import keras
 import numpy as np
@@ -37,15 +38,21 @@ NETWORKS = {
     "dense, 64": ((64,), dense([256, 256, 256]), 1024),
 }
 NUM_SAMPLES = 8
-# `None`: rho are frozen.
-KINDS = {
-    "training": None,
-    "direct": "direct",
-    "one_step": OneStep(step_size=1e-3),
-    "implicit, 1 term": Implicit(num_terms=1, damping=1.0),
-    "implicit, 5 terms": Implicit(num_terms=5, damping=1.0),
-    "implicit, 20 terms": Implicit(num_terms=20, damping=1.0),
-}
+
+
+def kinds(rows: int) -> dict[str, Any]:
+    """By name, for batches of so many rows. `None`: rho are frozen."""
+    half = rows // 2
+    return {
+        "training": None,
+        "direct": "direct",
+        "one_step": OneStep(step_size=1e-3),
+        "one_step, half of the batch": OneStep(1e-3, batch_size=half),
+        "implicit, 1 term": Implicit(num_terms=1, damping=1.0),
+        "implicit, 5 terms": Implicit(num_terms=5, damping=1.0),
+        "implicit, 5 terms, half": Implicit(5, damping=1.0, batch_size=half),
+        "implicit, 20 terms": Implicit(num_terms=20, damping=1.0),
+    }
 
 
 class Run:
@@ -57,7 +64,7 @@ class Run:
         hidden = body(inputs, kcr.layers.GaussianNoiseScale)
         outputs = keras.layers.Dense(10, activation="softmax")(hidden)
         self.model = kcr.CrossRegModel(inputs, outputs)
-        hypergradient = KINDS[kind]
+        hypergradient = kinds(rows)[kind]
         if hypergradient is None:
             self.model.freeze_rho()
         self.model.compile(
@@ -109,20 +116,20 @@ def main() -> None:
     table = rich.table.Table(title="Cost of a rho step")
     for column in ("network", "hypergradient", "time", "from to", "memory"):
         table.add_column(column)
-    for network in NETWORKS:
-        runs = {kind: Run(network, kind) for kind in KINDS}
+    for network, (_, _, rows) in NETWORKS.items():
+        runs = {kind: Run(network, kind) for kind in kinds(rows)}
         seconds = [
             {kind: run.fit() for kind, run in runs.items()}
             for _ in range(arguments.rounds + 1)
         ]
         peaks = {}
-        for kind in KINDS:
+        for kind in runs:
             command = [sys.executable, __file__, "--memory-of", network, kind]
             output = subprocess.run(
                 command, capture_output=True, text=True, check=True
             ).stdout
             peaks[kind] = int(output.split("kB:")[1])
-        for kind in KINDS:
+        for kind in runs:
             # The first round compiles.
             cost = [s[kind] / s["training"] for s in seconds[1:]]
             if kind != "training":

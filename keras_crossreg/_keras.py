@@ -65,6 +65,7 @@ __all__ = [
     "all_layers",
     "array_inputs",
     "build_metrics",
+    "call_losses",
     "compute_loss",
     "can_convert_arrays",
     "convert_to_sliceable",
@@ -150,6 +151,15 @@ def compute_loss(model: Any, x: Any, y: Any, y_pred: Any, weight: Any) -> Any:
     return model._compute_loss(
         x=x, y=y, y_pred=y_pred, sample_weight=weight, training=False
     )
+
+
+def call_losses(model: Any) -> list[Any]:
+    """What the last call of the model added by `add_loss`.
+
+    `model.losses` has those of weights behind them, which no call makes.
+    """
+    of_weights = len(model._get_regularization_losses())
+    return list(model.losses[: len(model.losses) - of_weights])
 
 
 def build_metrics(metrics: CompileMetrics, *symbolic: Any) -> None:

@@ -37,6 +37,12 @@ BINARY = (
 Average = Callable[[Any], Any]
 
 
+def in_each_pass(num_samples: int, most: int) -> int:
+    """K shared out to the fewest passes of at most so many samples."""
+    passes = -(-num_samples // most)
+    return -(-num_samples // passes)
+
+
 def tile(structure: Any, num_samples: int) -> Any:
     """Repeats a batch K times: `(n, ...)` to `(K * n, ...)`, sample first."""
 

@@ -39,9 +39,11 @@ from keras_crossreg.rho_summary import print_rho_summary
 # Found on three data sets; the grid is in docs/defaults.md.
 DEFAULT_NUM_SAMPLES = 16
 DEFAULT_RHO_LEARNING_RATE = 0.1
-# Of a prediction: more are made in several passes, one after the other, so
-# that memory does not grow with them.
+# More are made in several passes, one after the other, so that memory does not
+# grow with them. The first is of predictions, the second of a rho step, whose
+# other passes cost a second forward pass.
 SAMPLES_PER_PASS = 8
+DEFAULT_SAMPLES_PER_PASS = 16
 DEFAULTS = dict(
     num_samples=DEFAULT_NUM_SAMPLES,
     reg_freq=None,
@@ -50,6 +52,7 @@ DEFAULTS = dict(
     hypergradient="direct",
     eval_num_samples=DEFAULT_NUM_SAMPLES,
     rho=None,
+    samples_per_pass=DEFAULT_SAMPLES_PER_PASS,
 )
 
 
@@ -70,6 +73,7 @@ class Regularization:
         self.reg_warmup: int = self.settings["reg_warmup"]
         self.averaging: Any = self.settings["averaging"]
         self.eval_num_samples: int = self.settings["eval_num_samples"]
+        self.samples_per_pass: int = self.settings["samples_per_pass"]
         # Weights that `compile(rho=)` made rho; `None` until there are weights.
         self.marked: list[keras.Variable] | None = None
         # What else `compile` was given; the optimizers as they were then,
@@ -238,6 +242,7 @@ class CrossRegModel(Trainer, keras.Model):
         hypergradient: Any = "direct",
         eval_num_samples: int | None = None,
         rho: Any = None,
+        samples_per_pass: int = DEFAULT_SAMPLES_PER_PASS,
     ) -> None:
         """Configures both optimizers and the regularization pass.
 
@@ -289,6 +294,11 @@ class CrossRegModel(Trainer, keras.Model):
                 learned as they are stored, by `rho_optimizer`, whose default
                 learning rate suits numbers of the size of 1. Defaults to
                 `None`.
+            samples_per_pass: Integer, at least 1. Most of the K samples of
+                the regularization pass that are in memory at a time. More
+                take several passes, one after the other, each made twice: a
+                rho step then costs half as much again. The gradient is the
+                same. Not where a layer calls `add_loss`. Defaults to `16`.
 
         Raises:
             ValueError: If an integer is too small, `averaging` or
@@ -303,6 +313,9 @@ class CrossRegModel(Trainer, keras.Model):
         reg_warmup = check_integer("reg_warmup", reg_warmup, 0)
         eval_num_samples = check_integer(
             "eval_num_samples", eval_num_samples, 1
+        )
+        samples_per_pass = check_integer(
+            "samples_per_pass", samples_per_pass, 1
         )
         averaging_lib.check_averaging(averaging)
         check_patterns(rho)
@@ -358,6 +371,7 @@ class CrossRegModel(Trainer, keras.Model):
             hypergradient=hypergradient,
             eval_num_samples=eval_num_samples,
             rho=rho,
+            samples_per_pass=samples_per_pass,
         )
         self._hypergradient = second_order
         self._reg.keras_arguments = keras_arguments
@@ -704,17 +718,23 @@ class CrossRegModel(Trainer, keras.Model):
     def _repeatable_samples(self, x: Any, num_samples: int) -> Any:
         """Samples, the same in every call until training goes on."""
         active, self._sampling.active = self._sampling.active, False
-        passes = -(-num_samples // SAMPLES_PER_PASS)
-        in_each = -(-num_samples // passes)
-        parts: list[Any] = []
         try:
             with self._kept_seeds():
-                for _ in range(passes):
-                    x = wait_for(parts[-1:], x)
-                    parts.append(self._sample(x, in_each))
+                parts = self._sample_in_passes(x, num_samples, SAMPLES_PER_PASS)
         finally:
             self._sampling.active = active
         return averaging_lib.join(parts, num_samples)
+
+    def _sample_in_passes(
+        self, x: Any, num_samples: int, most: int
+    ) -> list[Any]:
+        """K samples or a few more, in passes of the same number of them."""
+        in_each = averaging_lib.in_each_pass(num_samples, most)
+        parts: list[Any] = []
+        for _ in range(0, num_samples, in_each):
+            x = wait_for(parts[-1:], x)
+            parts.append(self._sample(x, in_each))
+        return parts
 
     @contextlib.contextmanager
     def _kept_seeds(self) -> Iterator[None]:

@@ -11,10 +11,22 @@ SOLVERS = ("cg", "neumann")
 
 
 class Hypergradient:
-    """Base of what `compile(hypergradient=)` takes, saved with the model."""
+    """Base of what `compile(hypergradient=)` takes, saved with the model.
+
+    Args:
+        batch_size: See the subclasses.
+
+    Raises:
+        ValueError: If `batch_size` is neither `None` nor a positive integer.
+    """
+
+    def __init__(self, batch_size: int | None = None) -> None:
+        if batch_size is not None:
+            batch_size = _check_count("batch_size", batch_size)
+        self.batch_size = batch_size
 
     def get_config(self) -> dict[str, Any]:
-        raise NotImplementedError
+        return {"batch_size": self.batch_size}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Hypergradient:
@@ -51,6 +63,10 @@ class Implicit(Hypergradient):
         solver: `"cg"`, conjugate gradients, or `"neumann"`, the Neumann
             series `q <- q + a (dL_reg/dtheta - H q)`, with the `a` that leaves
             the smallest remainder. Defaults to `"cg"`.
+        batch_size: Integer. The training loss here is of the first so many
+            examples of the training batch, as the curvature of Hessian-free
+            optimization: time and memory are in proportion to it. `None` for
+            all. Defaults to `None`.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -65,30 +81,29 @@ class Implicit(Hypergradient):
     - [Pedregosa, 2016](https://arxiv.org/abs/1602.02355): conjugate gradients.
     - [Lorraine et al., 2020](https://arxiv.org/abs/1911.02590): the Neumann
       series.
+    - [Martens, 2010](https://www.cs.toronto.edu/~jmartens/docs/Deep_HessianFree.pdf),
+      section 4.5: curvature on a part of the batch.
     """
 
     def __init__(
-        self, num_terms: int = 20, damping: float = 0.0, solver: str = "cg"
+        self,
+        num_terms: int = 20,
+        damping: float = 0.0,
+        solver: str = "cg",
+        batch_size: int | None = None,
     ) -> None:
-        if (
-            isinstance(num_terms, bool)
-            or not isinstance(num_terms, numbers.Integral)
-            or num_terms < 1
-        ):
-            raise ValueError(
-                "`num_terms` must be an integer of 1 or more. "
-                f"Received: num_terms={num_terms}"
-            )
+        super().__init__(batch_size)
         if solver not in SOLVERS:
             raise ValueError(
                 f"`solver` must be one of {SOLVERS}. Received: solver={solver}"
             )
-        self.num_terms: int = int(num_terms)
+        self.num_terms: int = _check_count("num_terms", num_terms)
         self.damping: float = _check_float("damping", damping)
         self.solver: str = solver
 
     def get_config(self) -> dict[str, Any]:
         return {
+            **super().get_config(),
             "num_terms": self.num_terms,
             "damping": self.damping,
             "solver": self.solver,
@@ -108,22 +123,26 @@ class OneStep(Hypergradient):
             optimizer of theta. That is right for plain SGD; an adaptive
             optimizer takes other steps, which are not looked at. Defaults to
             `None`.
+        batch_size: As for `Implicit`. Defaults to `None`.
 
     Raises:
-        ValueError: If `step_size` is negative or not finite.
+        ValueError: If an argument is out of range.
 
     Reference:
 
     - [Luketina et al., 2016](https://arxiv.org/abs/1511.06727), T1-T2.
     """
 
-    def __init__(self, step_size: float | None = None) -> None:
+    def __init__(
+        self, step_size: float | None = None, batch_size: int | None = None
+    ) -> None:
+        super().__init__(batch_size)
         if step_size is not None:
             step_size = _check_float("step_size", step_size)
         self.step_size = step_size
 
     def get_config(self) -> dict[str, Any]:
-        return {"step_size": self.step_size}
+        return {**super().get_config(), "step_size": self.step_size}
 
 
 _BY_NAME: dict[str, type[Hypergradient] | None] = {
@@ -149,6 +168,19 @@ def get(hypergradient: Any) -> Hypergradient | None:
         "an object of `keras_crossreg.hypergradients`. "
         f"Received: hypergradient={hypergradient}"
     )
+
+
+def _check_count(name: str, value: Any) -> int:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, numbers.Integral)
+        or value < 1
+    ):
+        raise ValueError(
+            f"`{name}` must be an integer of 1 or more. "
+            f"Received: {name}={value}"
+        )
+    return int(value)
 
 
 def _check_float(name: str, value: Any) -> float:

@@ -152,6 +152,7 @@ COMPILE_ERRORS = {
     "reg_freq": (0, 2.0),
     "reg_warmup": (-1, 0.5),
     "eval_num_samples": (0,),
+    "samples_per_pass": (0, 2.5),
     "averaging": ("mean", 3),
     "hypergradient": ("none", None),
 }

@@ -23,8 +23,12 @@ def linear_model(sigma=SIGMA):
     return model
 
 
-@pytest.mark.parametrize("num_samples", [2, 4, 16])
-def test_gradient_of_the_sampled_average_is_the_closed_form(num_samples):
+@pytest.mark.parametrize(
+    ("num_samples", "samples_per_pass"), [(2, 16), (4, 16), (16, 16), (16, 5)]
+)
+def test_gradient_of_the_sampled_average_is_the_closed_form(
+    num_samples, samples_per_pass
+):
     # The average over K samples has noise s ~ N(0, v), v = sigma^2 |w|^2 / K:
     #     E L = (w.x - y)^2 + v,    dE L / dsigma = 2 sigma |w|^2 / K.
     # A row with residual r has dL / dsigma = 2 (r + s) s / sigma, of variance
@@ -41,6 +45,7 @@ def test_gradient_of_the_sampled_average_is_the_closed_form(num_samples):
         loss="mse",
         rho_optimizer=keras.optimizers.SGD(1.0),
         num_samples=num_samples,
+        samples_per_pass=samples_per_pass,
         reg_freq=1,
     )
     (rho,) = model.rho_variables

@@ -1,5 +1,7 @@
 """Gradients of rho with theta's answer, against closed forms."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from helpers import make_model
 from helpers import values
 
 import keras_crossreg as kcr
+from keras_crossreg.backend.tensorflow.hypergradient import first_examples
 from keras_crossreg.hypergradients import Implicit
 from keras_crossreg.hypergradients import OneStep
 
@@ -137,6 +140,88 @@ def test_implicit_where_theta_have_not_arrived():
         expected = g @ u - rho * tangent @ g @ inverse @ mixed
         result = measured(data, w, Implicit(damping=d))
         assert result == pytest.approx(expected, rel=1e-3)
+
+
+def test_implicit_with_a_penalty_of_keras():
+    """`y_hat = rho w . x`, and `c |w|^2` in training alone."""
+
+    class Factor(kcr.layers.RhoLayer):
+        def build(self, input_shape):
+            self.rho = self.add_rho("factor", start=0.7)
+
+        def call(self, inputs, training=False, sampling=None):
+            return inputs * self.rho_value(self.rho, sampling)
+
+    x, y, reg_x, reg_y = problem(condition=10)
+    c = 0.1
+
+    def weights(factor):
+        return ridge(factor * x, y, c)
+
+    def reg_loss(factor):
+        return np.mean((factor * reg_x @ weights(factor) - reg_y) ** 2)
+
+    small = 1e-4
+    exact = reg_loss(0.7 + small) - reg_loss(0.7 - small)
+    exact /= 2 * small
+    inputs = keras.Input((5,))
+    dense = keras.layers.Dense(
+        1, use_bias=False, kernel_regularizer=keras.regularizers.L2(c)
+    )
+    model = kcr.CrossRegModel(inputs, dense(Factor()(inputs)))
+    dense.kernel.assign(weights(0.7)[:, None])
+    compile_model(
+        model,
+        optimizer=keras.optimizers.SGD(0.0),
+        rho_optimizer=keras.optimizers.SGD(1.0),
+        loss="mse",
+        hypergradient="implicit",
+    )
+    before = model.rho_variables[0].numpy()
+    logs = model.train_on_batch(
+        x, y[:, None], reg_data=(reg_x, reg_y[:, None]), return_dict=True
+    )
+    step = before - model.rho_variables[0].numpy()
+    assert step * (1 + np.exp(-before)) == pytest.approx(exact, rel=1e-3)
+    # Reported as Keras reports any loss.
+    penalty = c * np.sum(weights(0.7) ** 2)
+    assert logs["reg_loss"] == pytest.approx(reg_loss(0.7) + penalty, rel=1e-4)
+
+
+@pytest.mark.parametrize("cls", [Implicit, OneStep])
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_batch_size_takes_the_first_examples(cls, jit_compile):
+    data = problem(condition=10)
+    x, y, *reg = data
+    w = ridge_of_norm(x[:24], y[:24], RADIUS)
+    mode = dict(run_eagerly=False, jit_compile=jit_compile)
+    if cls is OneStep:
+        cls = functools.partial(OneStep, 0.3)
+    expected = measured((x[:24], y[:24], *reg), w, cls(), **mode)
+    found = measured(data, w, cls(batch_size=24), **mode)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    assert abs(measured(data, w, cls(), **mode) - expected) > 1e-3
+    # More than there are.
+    np.testing.assert_allclose(
+        measured(data, w, cls(batch_size=99), **mode),
+        measured(data, w, cls(), **mode),
+        rtol=1e-4,
+    )
+
+
+@pytest.mark.parametrize("kind", ["sparse", "ragged"])
+def test_batch_size_cuts_tensors_of_other_kinds(kind):
+    x = np.float32([[1, 0, 2], [0, 3, 0], [4, 0, 0]])
+    whole = tf.sparse.from_dense(x)
+    if kind == "ragged":
+        whole = tf.RaggedTensor.from_tensor(x)
+    cut, y, weight = first_examples((whole, np.arange(3), None), 2)
+    dense = (
+        tf.sparse.to_dense if kind == "sparse" else tf.RaggedTensor.to_tensor
+    )
+    np.testing.assert_array_equal(dense(cut), x[:2])
+    np.testing.assert_array_equal(y, [0, 1])
+    assert weight is None
 
 
 @pytest.mark.parametrize("step_size", [None, 0.3])
@@ -329,6 +414,8 @@ def test_a_layer_without_second_derivative_is_refused():
         (Implicit, dict(num_terms=0)),
         (Implicit, dict(num_terms=2.0)),
         (Implicit, dict(num_terms=True)),
+        (Implicit, dict(batch_size=0)),
+        (OneStep, dict(batch_size=1.5)),
         (Implicit, dict(damping=-1.0)),
         (Implicit, dict(damping=float("nan"))),
         (Implicit, dict(solver="lu")),

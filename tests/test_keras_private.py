@@ -273,6 +273,18 @@ def test_compute_loss():
     assert float(loss) == pytest.approx(9 * 2)
 
 
+def test_losses_of_a_call_are_told_from_those_of_weights():
+    inputs = keras.Input((2,))
+    x = keras.layers.Dense(3, kernel_regularizer="l2")(inputs)
+    x = keras.layers.ActivityRegularization(l2=0.5)(x)
+    model = keras.Model(inputs, keras.layers.Dense(1, bias_regularizer="l1")(x))
+    hidden = model.layers[1](np.ones((4, 2)))
+    model(np.ones((4, 2)))
+    assert len(model.losses) == 3
+    (loss,) = _keras.call_losses(model)
+    assert float(loss) == pytest.approx(0.5 * np.sum(hidden**2) / 4, rel=1e-5)
+
+
 def test_steps_are_counted_through_gradient_accumulation():
     optimizer = keras.optimizers.SGD(gradient_accumulation_steps=3)
     variable = keras.Variable(1.0)

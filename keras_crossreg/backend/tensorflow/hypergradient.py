@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+from keras import tree
 
 from keras_crossreg import _keras
 from keras_crossreg.hypergradients import OneStep
@@ -48,6 +49,7 @@ def correction(
         ValueError: If the training loss cannot be differentiated twice.
     """
     config = model._hypergradient
+    data = first_examples(data, config.batch_size)
     theta = [v.value for v in model.theta_variables]
     rho = [v.value for v in rho]
     project = _tangent_projection(model)
@@ -107,10 +109,30 @@ def training_loss(model: Any, data: Any) -> tf.Tensor:
     BatchNormalization too, keeps its value.
     """
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-    moved = [(s.weight, s.moved()) for s in model._level_sets.values()]
-    with keras.StatelessScope(moved, collect_losses=True):
+    # All of theta: Keras asks here for every weight with a regularizer.
+    values = {id(v): (v, v.value) for v in model.theta_variables}
+    for s in model._level_sets.values():
+        values[id(s.weight)] = s.weight, s.moved()
+    with keras.StatelessScope(list(values.values()), collect_losses=True):
         y_pred = model(x, training=True, sampling=True)
         return _keras.compute_loss(model, x, y, y_pred, sample_weight)
+
+
+def first_examples(data: Any, size: int | None) -> Any:
+    """The first so many examples of a batch, all if `None`."""
+
+    def of_one(x: Any) -> Any:
+        if x is None or size is None:
+            return x
+        if isinstance(x, tf.SparseTensor):
+            rows = tf.minimum(size, tf.shape(x, "int64")[0])
+            whole = tf.shape(x, "int64")[1:]
+            return tf.sparse.slice(
+                x, tf.zeros_like(x.dense_shape), tf.concat([[rows], whole], 0)
+            )
+        return x[:size]
+
+    return tree.map_structure(of_one, data)
 
 
 def _tangent_projection(model: Any) -> Callable[[Tensors], Tensors]:

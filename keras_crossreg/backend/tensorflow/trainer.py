@@ -13,11 +13,14 @@ from keras import tree
 from keras_crossreg import _keras
 from keras_crossreg import level_sets
 from keras_crossreg import regularization_data as data_lib
+from keras_crossreg.averaging import in_each_pass
+from keras_crossreg.averaging import join
 from keras_crossreg.backend.tensorflow.hypergradient import SecondOrderError
 from keras_crossreg.backend.tensorflow.hypergradient import correction
 from keras_crossreg.backend.tensorflow.merge import OneRun
 from keras_crossreg.backend.tensorflow.merge import merge
 from keras_crossreg.backend.tensorflow.merge import num_batches
+from keras_crossreg.backend.tensorflow.passes import gradient_in_passes
 from keras_crossreg.backend.tensorflow.replicas import first_replica
 from keras_crossreg.backend.tensorflow.replicas import for_a_cluster
 from keras_crossreg.backend.tensorflow.stream import RegularizationStream
@@ -79,14 +82,21 @@ class TensorFlowTrainer:
         weights = [level_set.weight.value for level_set in crossing]
         # One does where all are the same.
         num_samples = self._reg.num_samples if self._stochastic else 1
+        # Of no gradient yet; empty where one pass does.
+        parts = self._samples_for_passes(x, num_samples)
         # Only rho are watched, and theta where they shall answer.
+        watched = [rho, theta, weights]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(rho + theta + weights)
-            y_pred = self._average(self._sample(x, num_samples))
+            tape.watch([watched, parts])
+            samples = parts or [self._sample(x, num_samples)]
+            y_pred = self._average(join(samples, num_samples))
             loss = _keras.compute_loss(self, x, y, y_pred, sample_weight)
-            scaled_loss = self.rho_optimizer.scale_loss(loss)
-        gradients, answers, across = tape.gradient(
-            scaled_loss, [rho, theta, weights]
+            # Theta's answer is to the loss of held-out examples alone.
+            scaled_loss = self.rho_optimizer.scale_loss(loss - self._penalty())
+        in_each = in_each_pass(num_samples, self._reg.samples_per_pass)
+        found, upstream = tape.gradient(scaled_loss, [watched, parts])
+        gradients, answers, across = gradient_in_passes(
+            lambda x: self._sample(x, in_each), x, upstream, watched, found
         )
         # What weights with a learned regularizer leave to rho.
         g_rho = {
@@ -106,6 +116,27 @@ class TensorFlowTrainer:
                 for g, a in zip(gradients, added, strict=True)
             ]
         return loss, y_pred, gradients, is_positive
+
+    def _samples_for_passes(self, x, num_samples):
+        """Samples in several passes, whose noise the next passes repeat.
+
+        None where one pass does: for few samples, and where `call` adds a
+        loss of its own, which is of a single pass.
+        """
+        most = self._reg.samples_per_pass
+        if num_samples <= most:
+            return []
+        with self._kept_seeds():
+            parts = self._sample_in_passes(x, num_samples, most)
+        return [] if _keras.call_losses(self) else parts
+
+    def _penalty(self):
+        """What the regularizers of theta add to the loss of any examples."""
+        return sum(
+            tf.cast(v.regularizer(v), "float32")
+            for v in self.theta_variables
+            if v.regularizer is not None
+        )
 
     def _learning_level_sets(self):
         learning = {id(v) for v in self._learning_rho()}

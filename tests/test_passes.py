@@ -1,0 +1,165 @@
+"""Rho steps whose samples are made in several passes."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers import compile_model
+from helpers import make_data
+from helpers import make_model
+
+import keras_crossreg as kcr
+
+X, Y = make_data()
+REG = make_data(12, seed=1)
+# A loss that is not linear in the predictions, and none for the last output.
+LOSSES = [keras.losses.SparseCategoricalCrossentropy(from_logits=True), None]
+
+
+class Rows(keras.layers.Layer):
+    """Notes how many examples each call has."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows = []
+
+    def call(self, inputs):
+        self.rows.append(inputs.shape[0])
+        return inputs
+
+
+def several(**kwargs):
+    """A network with two outputs and three rho, one of them a complexity."""
+    keras.utils.set_random_seed(0)
+    inputs, rows = keras.Input((3,)), Rows()
+    x = keras.layers.Dense(8, kernel_regularizer=kcr.regularizers.LearnedL2())(
+        rows(inputs)
+    )
+    x = kcr.layers.GaussianNoiseScale(0.5, axis=-1, seed=1)(x)
+    x = kcr.layers.LearnedDropout(0.2, seed=2)(x)
+    outputs = [keras.layers.Dense(2)(x), keras.layers.ReLU()(x)]
+    model = kcr.CrossRegModel(inputs, outputs)
+    compile_model(model, loss=LOSSES, **kwargs)
+    return model, rows.rows
+
+
+def rho_gradients(model, reg=REG, train=(X, Y)):
+    """By path: the step of SGD with a rate of 1."""
+    model.rho_optimizer.learning_rate = 1.0
+    rho = model.rho_variables
+    before = {v.path: v.numpy() for v in rho}
+    model.optimizer.learning_rate = 0.0
+    model.train_on_batch(*train, reg_data=reg)
+    return {v.path: before[v.path] - v.numpy() for v in rho}
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [
+        dict(run_eagerly=True),
+        dict(run_eagerly=False, jit_compile=False),
+        dict(run_eagerly=False, jit_compile=True),
+    ],
+)
+def test_gradient_is_that_of_the_same_samples_in_one(mode):
+    """Six samples in passes of two, against one tape over all of them."""
+    model, rows = several(num_samples=6, samples_per_pass=2, **mode)
+    twin, _ = several(num_samples=6)
+    twin.set_weights(model.get_weights())
+    # What the step of theta draws.
+    twin(X, training=True)
+    layers = [v for v in twin.layers if isinstance(v, kcr.layers.RhoLayer)]
+    rho = [layer.weights[-1] for layer in layers]
+
+    def gradient():
+        with tf.GradientTape() as tape:
+            tape.watch([v.value for v in rho])
+            x = np.concatenate([REG[0]] * 2)
+            parts = [twin(x, training=False, sampling=True) for _ in range(3)]
+            logits = [tf.reshape(part[0], (2, 12, 2)) for part in parts]
+            p = tf.reduce_mean(tf.nn.softmax(tf.concat(logits, 0)), 0)
+            picked = tf.gather(p, REG[1], batch_dims=1)
+            loss = -tf.reduce_mean(tf.math.log(picked))
+        return tape.gradient(loss, [v.value for v in rho])
+
+    # Noise depends on whether it is compiled.
+    expected = tf.function(gradient, jit_compile=mode.get("jit_compile"))()
+    rows.clear()
+    found = rho_gradients(model)
+    # Nothing is larger than a pass, or than the training batch.
+    assert max(rows) == 2 * 12
+    assert len(found) == 3
+    for value, gradient in zip(list(found.values())[1:], expected, strict=True):
+        np.testing.assert_allclose(value, gradient, rtol=1e-4, atol=1e-7)
+        assert np.abs(value).max() > 1e-4
+
+
+def test_a_complexity_has_the_gradient_of_one_pass():
+    """Without noise that differs between passes and calls."""
+
+    class Half(kcr.layers.RhoLayer):
+        def build(self, input_shape):
+            self.rho = self.add_rho("half", start=0.5)
+
+        def call(self, inputs, training=False, sampling=None):
+            return inputs * self.rho_value(self.rho, sampling)
+
+    gradients = []
+    for samples_per_pass in (9, 4, 1):
+        keras.utils.set_random_seed(0)
+        inputs = keras.Input((3,))
+        x = keras.layers.Dense(
+            4, kernel_regularizer=kcr.regularizers.LearnedL2()
+        )(inputs)
+        x = keras.layers.Dense(1, kernel_regularizer="l2")(Half()(x))
+        model = compile_model(
+            kcr.CrossRegModel(inputs, x),
+            loss="mse",
+            num_samples=9,
+            samples_per_pass=samples_per_pass,
+            hypergradient="one_step",
+        )
+        gradients.append(list(rho_gradients(model).values()))
+    for found in gradients[1:]:
+        np.testing.assert_allclose(found, gradients[0], rtol=1e-4)
+    assert np.abs(gradients[0]).min() > 1e-3
+
+
+def test_a_fit_is_the_same_run_by_run():
+    def fit():
+        model = compile_model(
+            make_model(), num_samples=5, samples_per_pass=2, run_eagerly=False
+        )
+        model.fit(X, Y, reg_data=REG, batch_size=8, epochs=2, verbose=0)
+        return list(model.get_rho().values())
+
+    first = fit()
+    assert first == fit()
+    assert first != [0.5]
+
+
+def test_losses_of_calls_take_one_pass():
+    inputs, rows = keras.Input((3,)), Rows()
+    noisy = kcr.layers.GaussianNoiseScale(0.5, seed=1)(rows(inputs))
+    noisy = keras.layers.ActivityRegularization(l2=0.1)(noisy)
+    outputs = keras.layers.Dense(3)(noisy)
+    gradients = []
+    for samples_per_pass in (8, 2):
+        model = kcr.CrossRegModel(inputs, outputs)
+        model.layers[2].seed_generator.state.assign([1, 0])
+        model.set_rho({model.rho_variables[0].path: 0.5})
+        compile_model(
+            model, loss="mse", num_samples=8, samples_per_pass=samples_per_pass
+        )
+        rows.rows.clear()
+        data = REG[0], REG[0]
+        gradients += rho_gradients(model, data, data).values()
+        assert max(rows.rows) == 8 * 12
+    assert gradients[0] == gradients[1] != 0
+
+
+def test_it_is_saved(tmp_path):
+    model = compile_model(make_model(), samples_per_pass=3)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert loaded.get_compile_config()["samples_per_pass"] == 3
