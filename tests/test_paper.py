@@ -3,6 +3,8 @@
 import importlib
 import json
 import pathlib
+import re
+import sys
 
 import numpy as np
 import pytest
@@ -14,23 +16,51 @@ PAPER = pathlib.Path(__file__).parents[1] / "examples" / "paper"
 
 def random_images(name, split):
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(400, 32, 32, 3)).astype("float32")
+    x = rng.integers(0, 256, (400, 32, 32, 3), "uint8")
     return x, rng.integers(0, 10, 400).astype("int32")
 
 
 @pytest.fixture
 def script(monkeypatch):
-    """Imports a script; random images where CIFAR-10 is not installed."""
+    """Imports a script."""
     monkeypatch.syspath_prepend(PAPER)
-    if not tfds.builder("cifar10").data_path.exists():
-        common = importlib.import_module("common")
-        monkeypatch.setattr(
-            common.Experiment, "_load", staticmethod(random_images)
-        )
     return importlib.import_module
 
 
-def test_calibration_makes_a_table_and_resumes(script, tmp_path, capsys):
+@pytest.fixture
+def run(script, monkeypatch, tmp_path):
+    """Runs some rows of a script on random images, and returns them."""
+    monkeypatch.setattr(script("common"), "images", random_images)
+
+    def run(name, *runs):
+        module = script(name)
+        assert set(runs) <= set(module.RUNS)
+        monkeypatch.setattr(module, "RUNS", {r: module.RUNS[r] for r in runs})
+        module.command(["--scale", "smoke", "--out", str(tmp_path)])
+        page = (tmp_path / f"{name}-smoke.md").read_text()
+        assert "not with published" in page
+        pictures = re.findall(r"!\[\]\((.*)\)", page)
+        assert pictures
+        for picture in pictures:
+            assert (tmp_path / picture).stat().st_size > 1000
+        stored = getattr(module, "STORED", name)
+        lines = (tmp_path / f"{stored}-smoke.jsonl").read_text().splitlines()
+        rows = {row["run"]: row for row in map(json.loads, lines)}
+        assert list(rows) == list(runs)
+        for run in runs:
+            assert f"| {run} " in page
+            for score in ("accuracy", "nll", "brier", "ece", "gap"):
+                assert np.isfinite(rows[run][score])
+        return [rows[run] for run in runs]
+
+    return run
+
+
+def test_calibration_makes_a_table_and_resumes(
+    script, monkeypatch, tmp_path, capsys
+):
+    if not tfds.builder("cifar10").data_path.exists():
+        monkeypatch.setattr(script("common"), "images", random_images)
     calibration = script("calibration")
     runs = {
         name: calibration.RUNS[name]
@@ -60,3 +90,104 @@ def test_calibration_makes_a_table_and_resumes(script, tmp_path, capsys):
     page = (tmp_path / "calibration-smoke.md").read_text()
     assert "| cross-regularized" in page and "not with published" in page
     assert (tmp_path / "calibration-smoke.png").stat().st_size > 1000
+
+
+# They are there to show what the library warns of.
+ignore_warnings = pytest.mark.filterwarnings("ignore::UserWarning")
+
+
+@ignore_warnings
+def test_noise_and_what_it_costs(run, script, monkeypatch, capsys):
+    pytest.importorskip("keras_tuner")
+    noise = script("noise")
+    monkeypatch.setattr(noise, "TRIALS", 1)
+    names = "fixed sigma, best of 5", "cross-regularized"
+    searched, learned = run("noise", *names)
+    # 192 images for two epochs, and with 64 more in the training at the end.
+    assert searched["passes"] == 2 * 192 + 2 * 256
+    assert len(set(searched["rho"])) == 1 and 0.03 <= searched["rho"][0] <= 3
+    # A rho step, of K samples of an example, in 12 steps of 48.
+    assert learned["passes"] == 2 * 192 + 4 * 16
+    curves = learned["history"].values()
+    assert len(learned["rho"]) == 3 and all(len(c) == 2 for c in curves)
+    assert any(name.startswith("rho/") for name in learned["history"])
+    # Nothing is trained again.
+    capsys.readouterr()
+    assert run("cost", *names) == [searched, learned]
+    assert "Seed" not in capsys.readouterr().out
+
+
+def test_noise_says_what_is_missing(script, monkeypatch):
+    monkeypatch.setitem(sys.modules, "keras_tuner", None)
+    monkeypatch.delitem(sys.modules, "noise", raising=False)
+    with pytest.raises(SystemExit, match=r"keras-crossreg\[search\]"):
+        script("noise")
+
+
+@ignore_warnings
+def test_architecture_removes_the_noise(run):
+    vgg, wide = run(
+        "architecture", "VGG, cross-regularized", "WRN, cross-regularized"
+    )
+    # Behind the first layer, two in each of three blocks, and at the end.
+    assert len(wide["rho"]) == 8 and len(vgg["rho"]) == 3
+    for row in (vgg, wide):
+        assert row["largest"] == max(row["rho"])
+        assert row["silent_nll"] != row["nll"]
+
+
+@ignore_warnings
+def test_augmentation_learns_widths(run):
+    images, digits = run(
+        "augmentation",
+        "cross-regularized",
+        "turned digits, rotation learned from 10",
+    )
+    widths = "translation", "rotation", "shear", "zoom", "brightness"
+    assert [images[name] for name in widths] == images["rho"]
+    assert images["rotation"] != pytest.approx(3.0)
+    assert digits["rho"] == [digits["rotation"]]
+    assert digits["rotation"] != pytest.approx(10.0)
+    assert 0 <= digits["six_nine"] <= 1
+
+
+def test_turned_digits_are_the_digits_turned(script):
+    augmentation, common = script("augmentation"), script("common")
+    like = common.Experiment.__new__(common.Experiment)
+    like.scale, like.seed = common.SCALES["smoke"], 0
+    plain, turned = (augmentation.Digits(like, t) for t in (False, True))
+    x, y = plain.test
+    z, same = turned.test
+    np.testing.assert_array_equal(y, same)
+    matches = np.array(
+        [
+            [np.array_equal(np.rot90(a, n), b) for n in range(4)]
+            for a, b in zip(x, z, strict=True)
+        ]
+    )
+    assert matches.any(axis=1).all() and (matches.mean(axis=0) > 0.1).all()
+
+
+@ignore_warnings
+def test_regularization_set_takes_its_part(run):
+    layer, unit = run(
+        "regularization_set_size",
+        "5 %, a sigma per layer",
+        "20 %, a sigma per unit",
+    )
+    assert (layer["reg"], layer["number"]) == (13, 3)
+    assert (unit["reg"], unit["number"]) == (51, 8 * (32**2 + 16**2) + 16)
+
+
+@ignore_warnings
+def test_ablation_takes_parts_away(run):
+    deterministic, joint, both = run(
+        "ablation", "deterministic validation", "joint", "rho on both sets"
+    )
+    # No gradient, no learning.
+    assert deterministic["rho"] == pytest.approx([0.3] * 3, rel=1e-5)
+    # Of every step of the training.
+    assert joint["examples"] == 2 * 256
+    for row in (joint, both):
+        assert row["least"] == min(row["rho"]) < row["most"] == max(row["rho"])
+        assert np.abs(np.array(row["rho"]) - 0.3).max() > 0.01

@@ -20,6 +20,7 @@ import scipy.optimize
 from common import Experiment
 from common import keras
 from common import main
+from common import noise
 from common import probabilities
 
 import keras_crossreg as kcr
@@ -50,13 +51,7 @@ def temperature_scaling(experiment: Experiment) -> np.ndarray:
 
 
 def fixed_noise(experiment: Experiment) -> np.ndarray:
-    first = experiment.places - NOISY_LAYERS
-    model = experiment.build(
-        lambda place: (
-            kcr.layers.GaussianNoiseScale(1.0) if place >= first else None
-        )
-    )
-    model.freeze_rho()
+    model = experiment.build_fixed(1.0, experiment.places - NOISY_LAYERS)
     experiment.fit(model, experiment.everything)
     return probabilities(model, experiment.test[0])
 
@@ -73,22 +68,14 @@ def mc_dropout(experiment: Experiment) -> np.ndarray:
     return probabilities(model, experiment.test[0])
 
 
-def learned(experiment: Experiment) -> kcr.CrossRegModel:
-    model = experiment.build(lambda place: kcr.layers.GaussianNoiseScale())
-    return experiment.fit(model, experiment.train, reg_data=experiment.reg)
-
-
 def cross_regularized(experiment: Experiment) -> np.ndarray:
-    return probabilities(learned(experiment), experiment.test[0])
+    model = experiment.cross_regularize(experiment.build(noise))
+    return probabilities(model, experiment.test[0])
 
 
 def refitted(experiment: Experiment) -> np.ndarray:
-    model = kcr.refit(
-        learned(experiment),
-        *experiment.everything,
-        **experiment.fit_arguments,
-    )
-    return probabilities(model, experiment.test[0])
+    model = experiment.cross_regularize(experiment.build(noise))
+    return probabilities(experiment.refit(model), experiment.test[0])
 
 
 RUNS = {
@@ -101,5 +88,10 @@ RUNS = {
     "cross-regularized, refit": refitted,
 }
 
+
+def command(arguments: list[str] | None = None) -> None:
+    main(__doc__, "calibration", RUNS, arguments)
+
+
 if __name__ == "__main__":
-    main(__doc__, "calibration", RUNS)
+    command()

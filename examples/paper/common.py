@@ -1,16 +1,19 @@
 """What the scripts of this folder share: scales, data, network, runs, tables.
 
-A script names its runs, functions of an `Experiment` that return a model's
-predictions or numbers, and calls `main`. Every finished run is one line of
-JSON in the results: what is there already is not run again, so that whatever
-was interrupted goes on.
+A script names its runs, functions of an `Experiment` that return a row of
+numbers or a model's predictions, and calls `main`. Every finished run is one
+line of JSON in the results: what is there already is not run again, so that
+whatever was interrupted goes on.
 """
 
 from __future__ import annotations
 
 import argparse
+import collections
 import dataclasses
+import functools
 import importlib.metadata
+import itertools
 import json
 import logging
 import os
@@ -18,6 +21,7 @@ import pathlib
 import platform
 import time
 from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 # Before TensorFlow, which is talkative.
@@ -29,6 +33,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import rich.console
 import rich.table
+import tensorflow as tf
 import tensorflow_datasets as tfds
 
 import keras_crossreg as kcr
@@ -48,7 +53,10 @@ CAVEAT = (
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-    """How much data, how large a network, how long."""
+    """How much data, how large a network, how long.
+
+    `size` is the side of the images, which are averaged down to it.
+    """
 
     train: int
     reg: int
@@ -59,13 +67,14 @@ class Scale:
     batch_size: int
     samples: int
     seeds: tuple[int, ...]
+    size: int = 32
 
 
 SCALES = {
     "smoke": Scale(
         192,
         64,
-        128,
+        100,
         ((8,), (8,)),
         16,
         epochs=2,
@@ -99,14 +108,58 @@ SCALES = {
 }
 
 
+def quick(**changes: Any) -> dict[str, Scale]:
+    """The scales, "small" at a quarter of the pixels: for many rows.
+
+    Args:
+        **changes: More of them, to "small".
+    """
+    small = dict(test=2000, samples=16, size=16) | changes
+    return SCALES | {"small": dataclasses.replace(SCALES["small"], **small)}
+
+
+# A convolution a block.
+THIN = ((16,), (32,), (64,))
+
+Row = dict[str, Any]
+
+
+def clock() -> float:
+    """Seconds of the processor, which other programs on it do not change.
+
+    Of the wall where a GPU does the work.
+    """
+    gpus = tf.config.list_physical_devices("GPU")
+    return time.perf_counter() if gpus else time.process_time()
+
+
 class Progress(keras.callbacks.Callback):
-    """One bar a training run."""
+    """One bar a training run; its seconds, less validation, go to `spent`."""
+
+    def __init__(self, spent: collections.Counter[str]) -> None:
+        super().__init__()
+        self.spent = spent
 
     def on_train_begin(self, logs: Any = None) -> None:
         self.bar = keras.utils.Progbar(self.params["epochs"], unit_name="epoch")
 
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self.begin = self.end = clock()
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self.end = clock()
+
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self.spent["training"] += self.end - self.begin
         self.bar.update(epoch + 1, [("loss", logs["loss"])])
+
+
+@functools.cache
+def images(name: str, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Images and labels, as anyone gets them from TFDS."""
+    data = tfds.load(name, split=split, batch_size=-1, as_supervised=True)
+    x, y = tfds.as_numpy(data)
+    return x, y.astype("int32")
 
 
 class Experiment:
@@ -114,26 +167,30 @@ class Experiment:
 
     `train` and `reg` are `(x, y)`; `everything` is both, for what has no use
     for a regularization set. Images are standardized to about -2 to 2.
+    `spent` counts the seconds of training and the examples trained on.
     """
 
     def __init__(self, scale: Scale, seed: int, name: str = "cifar10") -> None:
-        self.scale, self.seed = scale, seed
-        x, y = self._load(name, "train")
+        self.scale, self.seed, self.name = scale, seed, name
+        self.spent: collections.Counter[str] = collections.Counter()
+        x, y = self.load("train")
         chosen = np.random.default_rng(seed).permutation(len(x))
         chosen = chosen[: scale.train + scale.reg]
-        self.everything = x[chosen], y[chosen]
-        self.train = x[chosen[: scale.train]], y[chosen[: scale.train]]
-        self.reg = x[chosen[scale.train :]], y[chosen[scale.train :]]
-        x, y = self._load(name, "test")
-        self.test = x[: scale.test], y[: scale.test]
+        x, y = self.prepare(x[chosen]), y[chosen]
+        self.everything = x, y
+        self.train = x[: scale.train], y[: scale.train]
+        self.reg = x[scale.train :], y[scale.train :]
+        x, y = self.load("test")
+        self.test = self.prepare(x[: scale.test]), y[: scale.test]
 
-    @staticmethod
-    def _load(name: str, split: str) -> tuple[np.ndarray, np.ndarray]:
-        x, y = tfds.as_numpy(
-            tfds.load(name, split=split, batch_size=-1, as_supervised=True)
-        )
+    def load(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+        return images(self.name, split)
+
+    def prepare(self, x: np.ndarray) -> np.ndarray:
         x = (x.astype("float32") / 255.0 - 0.47) / 0.25
-        return x, y.astype("int32")
+        size, step = self.scale.size, x.shape[1] // self.scale.size
+        blocks = x.reshape(len(x), size, step, size, step, x.shape[-1])
+        return blocks.mean(axis=(2, 4))
 
     @property
     def places(self) -> int:
@@ -141,37 +198,55 @@ class Experiment:
         return sum(map(len, self.scale.blocks)) + 1
 
     def build(
-        self, regularizer: Callable[[int], Any] = lambda place: None
+        self,
+        regularizer: Callable[[int], Any] = lambda place: None,
+        first: Any = None,
+        kind: type[kcr.CrossRegModel] = kcr.CrossRegModel,
     ) -> kcr.CrossRegModel:
         """A VGG that returns logits.
 
         Args:
             regularizer: What follows the normalization at each place, counted
                 from the input: a layer or `None`.
+            first: A layer that the images pass first.
+            kind: The class of the model.
         """
-
-        def normalized(x: Any) -> Any:
-            nonlocal place
-            x = keras.layers.BatchNormalization(center=False, scale=False)(x)
-            layer = regularizer(place)
-            place += 1
-            return keras.layers.ReLU()(x if layer is None else layer(x))
-
-        place = 0
-        x = inputs = keras.Input(self.train[0].shape[1:])
+        normalized = normalizer(regularizer)
+        inputs = keras.Input(self.train[0].shape[1:])
+        x = inputs if first is None else first(inputs)
         for block in self.scale.blocks:
             for filters in block:
-                x = keras.layers.Conv2D(
-                    filters, 3, padding="same", use_bias=False
-                )(x)
-                x = normalized(x)
+                x = normalized(convolution(filters)(x))
             x = keras.layers.MaxPooling2D()(x)
         x = keras.layers.Flatten()(x)
         x = normalized(keras.layers.Dense(self.scale.units, use_bias=False)(x))
-        return kcr.CrossRegModel(inputs, keras.layers.Dense(CLASSES)(x))
+        return kind(inputs, keras.layers.Dense(CLASSES)(x))
 
-    def fit(self, model: kcr.CrossRegModel, data: Any, **kwargs: Any) -> Any:
-        """Compiles and trains: Adam, its learning rate by cosine decay."""
+    def build_fixed(self, sigma: float, first: int = 0) -> kcr.CrossRegModel:
+        """The network with noise that stays, from a place on."""
+        model = self.build(
+            lambda place: (
+                kcr.layers.GaussianNoiseScale(sigma) if place >= first else None
+            )
+        )
+        model.freeze_rho()
+        return model
+
+    def fit(
+        self,
+        model: kcr.CrossRegModel,
+        data: Any,
+        settings: Row | None = None,
+        **kwargs: Any,
+    ) -> kcr.CrossRegModel:
+        """Compiles and trains: Adam, its learning rate by cosine decay.
+
+        Args:
+            model: Is returned, trained.
+            data: `(x, y)`.
+            settings: More arguments of `compile`.
+            **kwargs: More arguments of `fit`.
+        """
         steps = -(-len(data[0]) // self.scale.batch_size) * self.scale.epochs
         model.compile(
             keras.optimizers.Adam(
@@ -180,23 +255,76 @@ class Experiment:
             keras.losses.SparseCategoricalCrossentropy(from_logits=True),
             metrics=["accuracy"],
             eval_num_samples=self.scale.samples,
+            **settings or {},
         )
         model.fit(*data, **self.fit_arguments, **kwargs)
+        self.spent["examples"] += self.scale.epochs * len(data[0])
         return model
 
+    def cross_regularize(
+        self, model: kcr.CrossRegModel, **kwargs: Any
+    ) -> kcr.CrossRegModel:
+        return self.fit(model, self.train, reg_data=self.reg, **kwargs)
+
+    def refit(
+        self, model: kcr.CrossRegModel, **kwargs: Any
+    ) -> kcr.CrossRegModel:
+        """Trains anew on all the data, with what was learned."""
+        x, y = self.everything
+        self.spent["examples"] += self.scale.epochs * len(x)
+        return kcr.refit(model, x, y, **self.fit_arguments, **kwargs)
+
     @property
-    def fit_arguments(self) -> dict[str, Any]:
+    def fit_arguments(self) -> Row:
         return dict(
             epochs=self.scale.epochs,
             batch_size=self.scale.batch_size,
-            callbacks=[Progress()],
+            callbacks=[Progress(self.spent), kcr.callbacks.RhoHistory()],
             verbose=0,
         )
+
+    def row(self, model: kcr.CrossRegModel) -> Row:
+        """Test scores, how far behind training they are, what was learned."""
+        x, y = (a[: self.scale.test] for a in self.train)
+        row: Row = self.scores(probabilities(model, self.test[0]))
+        fitted = probabilities(model, x).argmax(axis=-1) == y
+        row["gap"] = float(fitted.mean()) - row["accuracy"]
+        row["rho"] = [float(np.mean(v)) for v in model.get_rho().values()]
+        return row
+
+    def scores(self, p: np.ndarray) -> dict[str, float]:
+        y = self.test[1]
+        return {name: float(metric()(y, p)) for name, metric in SCORES.items()}
+
+
+def noise(place: int) -> keras.layers.Layer:
+    """A learned sigma for every layer."""
+    return kcr.layers.GaussianNoiseScale()
+
+
+def convolution(
+    filters: int, size: int = 3, strides: int = 1
+) -> keras.layers.Layer:
+    return keras.layers.Conv2D(
+        filters, size, strides, padding="same", use_bias=False
+    )
+
+
+def normalizer(regularizer: Callable[[int], Any]) -> Callable[[Any], Any]:
+    """Normalizes without a trainable scale, regularizes, rectifies."""
+    places = itertools.count()
+
+    def normalized(x: Any) -> Any:
+        x = keras.layers.BatchNormalization(center=False, scale=False)(x)
+        layer = regularizer(next(places))
+        return keras.layers.ReLU()(x if layer is None else layer(x))
+
+    return normalized
 
 
 def probabilities(model: keras.Model, x: np.ndarray) -> np.ndarray:
     """Predicted class probabilities, `(n, classes)`."""
-    logits = model.predict(x, batch_size=500, verbose=0)
+    logits = model.predict(x, batch_size=100, verbose=0)
     return np.asarray(keras.ops.softmax(logits.astype("float64")))
 
 
@@ -206,10 +334,6 @@ SCORES = {
     "brier": kcr.metrics.BrierScore,
     "ece": kcr.metrics.ExpectedCalibrationError,
 }
-
-
-def scores(y: np.ndarray, p: np.ndarray) -> dict[str, float]:
-    return {name: float(metric()(y, p)) for name, metric in SCORES.items()}
 
 
 class Results:
@@ -230,12 +354,18 @@ class Results:
             file.write(json.dumps(row) + "\n")
 
     def values(self, run: str, column: str) -> np.ndarray:
-        """One number a seed."""
-        return np.array([r[column] for r in self.rows if r["run"] == run])
+        """One number a seed, or one array; of the rows that have it."""
+        return np.array(
+            [r[column] for r in self.rows if r["run"] == run and column in r]
+        )
 
     @property
     def runs(self) -> list[str]:
         return list(dict.fromkeys(r["run"] for r in self.rows))
+
+    @property
+    def seeds(self) -> list[int]:
+        return sorted({r["seed"] for r in self.rows})
 
 
 def mean_and_error(values: np.ndarray) -> tuple[float, float]:
@@ -246,6 +376,8 @@ def mean_and_error(values: np.ndarray) -> tuple[float, float]:
 
 
 def formatted(values: np.ndarray, digits: int, factor: float = 1) -> str:
+    if not len(values):
+        return "-"
     mean, error = mean_and_error(values * factor)
     if np.isnan(error):
         return f"{mean:.{digits}f}"
@@ -253,55 +385,73 @@ def formatted(values: np.ndarray, digits: int, factor: float = 1) -> str:
 
 
 # Title, digits, factor.
-COLUMNS = {
+Columns = dict[str, tuple[str, int, float]]
+COLUMNS: Columns = {
     "accuracy": ("accuracy, %", 1, 100),
     "nll": ("NLL, nats", 3, 1),
     "brier": ("Brier", 3, 1),
     "ece": ("ECE", 3, 1),
-    "cost": ("time", 2, 1),
+    "time": ("time", 2, 1),
 }
+GAP: Columns = {"gap": ("gap, %", 1, 100)}
 
 
-def table(results: Results, runs: list[str]) -> rich.table.Table:
+def some(*names: str) -> Columns:
+    """Those of the columns above."""
+    every = COLUMNS | GAP
+    return {name: every[name] for name in names}
+
+
+def table(
+    results: Results, runs: list[str], columns: Columns = COLUMNS
+) -> rich.table.Table:
     """Mean and standard error over seeds; times in those of the first run."""
-    grid = rich.table.Table("run", box=rich.box.MARKDOWN)
-    for title, _, _ in COLUMNS.values():
+    grid = rich.table.Table(box=rich.box.MARKDOWN)
+    grid.add_column("run", no_wrap=True)
+    for title, _, _ in columns.values():
         grid.add_column(title, justify="right", no_wrap=True)
     seconds = np.mean(results.values(runs[0], "seconds"))
     for run in runs:
         cells = []
-        for column, (_, digits, factor) in COLUMNS.items():
-            if column == "cost":
+        for column, (_, digits, factor) in columns.items():
+            if column == "time":
                 values = results.values(run, "seconds") / seconds
             else:
                 values = results.values(run, column)
             cells.append(formatted(values, digits, factor))
-        grid.add_row(run, *cells)
+        seeds = len(results.values(run, "seed"))
+        rest = "" if seeds == len(results.seeds) else f" ({seeds} seeds)"
+        grid.add_row(run + rest, *cells)
     return grid
 
 
-def figure(results: Results, runs: list[str], path: pathlib.Path) -> None:
+def dots(
+    results: Results, runs: list[str], columns: Columns | None = None
+) -> None:
     """Accuracy, NLL and ECE of every run, with standard errors."""
+    columns = columns or some("accuracy", "nll", "ece")
     _, axes = plt.subplots(
         1,
-        3,
+        len(columns),
         figsize=(9, 0.6 + 0.35 * len(runs)),
         sharey=True,
         layout="constrained",
     )
-    for ax, column in zip(axes, ("accuracy", "nll", "ece"), strict=True):
-        title, _, factor = COLUMNS[column]
+    for ax, (column, (title, _, factor)) in zip(
+        axes, columns.items(), strict=True
+    ):
         for place, run in enumerate(runs):
-            mean, error = mean_and_error(results.values(run, column) * factor)
-            color = "C0" if "cross-regularized" in run else "0.35"
-            ax.errorbar(mean, place, xerr=error, fmt="o", color=color)
+            values = results.values(run, column) * factor
+            if len(values):
+                mean, error = mean_and_error(values)
+                is_learned = "cross-reg" in run or "learned" in run
+                color = "C0" if is_learned else "0.35"
+                ax.errorbar(mean, place, xerr=error, fmt="o", color=color)
         ax.set_xlabel(title)
         ax.grid(axis="x", alpha=0.3)
         ax.spines[["top", "right"]].set_visible(False)
     axes[0].set_yticks(range(len(runs)), runs)
     axes[0].invert_yaxis()
-    plt.savefig(path, dpi=150)
-    plt.close()
 
 
 def versions() -> str:
@@ -311,26 +461,81 @@ def versions() -> str:
     )
 
 
+Runs = dict[str, Callable[[Experiment], Any]]
+Figures = dict[str, Callable[[Results, list[str]], None]]
+
+
+def train_missing(
+    results: Results,
+    runs: Runs,
+    seeds: Sequence[int],
+    experiment_of: Callable[[int], Experiment],
+) -> None:
+    """Trains what is not among the results yet."""
+    for seed in seeds:
+        missing = {n: f for n, f in runs.items() if not results.has(n, seed)}
+        if not missing:
+            continue
+        experiment = experiment_of(seed)
+        for name, run in missing.items():
+            print(f"Seed {seed}: {name}", flush=True)
+            keras.utils.set_random_seed(seed)
+            experiment.spent.clear()
+            begin = clock()
+            row = run(experiment)
+            if not isinstance(row, dict):
+                row = experiment.scores(row)
+            results.add(
+                data=experiment.name,
+                run=name,
+                seed=seed,
+                seconds=round(clock() - begin, 1),
+                **{k: round(v, 1) for k, v in experiment.spent.items()},
+                **row,
+            )
+            keras.utils.clear_session()
+
+
+def as_text(grid: rich.table.Table, width: int) -> str:
+    console = rich.console.Console(width=width)
+    with console.capture() as capture:
+        console.print(grid)
+    lines = capture.get().splitlines()
+    return "\n".join(line.rstrip() for line in lines).strip()
+
+
 def main(
     doc: str,
     script: str,
-    runs: dict[str, Callable[[Experiment], np.ndarray]],
+    runs: Runs,
     arguments: list[str] | None = None,
+    *,
+    columns: Columns = COLUMNS,
+    figures: Figures | None = None,
+    scales: dict[str, Any] = SCALES,
+    stored: str | None = None,
 ) -> None:
-    """The command line of a script: runs, then a table and a figure.
+    """The command line of a script: runs, then a table and figures.
 
     Args:
         doc: The script's docstring.
         script: Its name.
         runs: For every row of the table, a function that trains on an
-            `Experiment` and returns probabilities for its test images.
+            `Experiment` and returns a dict of numbers, or probabilities for
+            its test images, of which `scores` makes one.
+        arguments: Of the command line.
+        columns: What the table shows.
+        figures: Functions that draw one, by what is added to its file name.
+            Defaults to scores of all runs.
+        scales: A `Scale` for each name.
+        stored: The script whose results these are. Defaults to this one.
     """
     parser = argparse.ArgumentParser(
         prog=f"{script}.py",
         description=doc,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--scale", choices=SCALES, default="small")
+    parser.add_argument("--scale", choices=scales, default="small")
     parser.add_argument("--seeds", type=int, nargs="+", help="default: 0 1 2")
     parser.add_argument("--data", default="cifar10", help="a name of TFDS")
     parser.add_argument(
@@ -339,43 +544,39 @@ def main(
         default=pathlib.Path(__file__).parent / "results",
     )
     options = parser.parse_args(arguments)
-    scale = SCALES[options.scale]
-    stem = options.out / f"{script}-{options.scale}"
-    results = Results(stem.with_suffix(".jsonl"))
-    for seed in options.seeds or scale.seeds:
-        missing = {n: f for n, f in runs.items() if not results.has(n, seed)}
-        if not missing:
-            continue
-        experiment = Experiment(scale, seed, options.data)
-        for name, run in missing.items():
-            print(f"Seed {seed}: {name}", flush=True)
-            keras.utils.set_random_seed(seed)
-            begin = time.perf_counter()
-            p = run(experiment)
-            results.add(
-                data=options.data,
-                run=name,
-                seed=seed,
-                seconds=round(time.perf_counter() - begin, 1),
-                **scores(experiment.test[1], p),
-            )
-            keras.utils.clear_session()
+    scale = scales[options.scale]
+    data = "" if options.data == "cifar10" else f"-{options.data}"
+    end = f"{data}-{options.scale}"
+    results = Results(options.out / f"{stored or script}{end}.jsonl")
+    train_missing(
+        results,
+        runs,
+        options.seeds or scale.seeds,
+        lambda seed: Experiment(scale, seed, options.data),
+    )
     done = [name for name in runs if name in results.runs]
-    grid = table(results, done)
-    rich.console.Console(width=110).print(grid)
-    figure(results, done, stem.with_suffix(".png"))
+    grid = table(results, done, columns)
+    print(as_text(grid, 200))
+    pictures = []
+    for name, draw in (figures or {"": dots}).items():
+        pictures.append(f"{script}{end}{name and '-'}{name}.png")
+        draw(results, done)
+        plt.savefig(options.out / pictures[-1], dpi=150)
+        plt.close()
     command = f"python examples/paper/{script}.py --scale {options.scale}"
-    seeds = len({row["seed"] for row in results.rows})
-    with stem.with_suffix(".md").open("w") as out:
-        file = rich.console.Console(file=out, width=200)
-        print(f"{doc.splitlines()[0]}\n", file=out)
-        print(
-            f"`{command}`: {options.data}, {scale.train:,} training images, "
-            f"{scale.reg:,} for regularization, {scale.test:,} of the test "
-            f"set, {scale.epochs} epochs, {seeds} seed(s): mean and standard "
-            f"error. Time is of training and prediction, in that of the first "
-            f"row. {versions()}.",
-            file=out,
-        )
-        file.print(grid)
-        print(f"{CAVEAT}\n\n![]({stem.name}.png)", file=out)
+    if data:
+        command += f" --data {options.data}"
+    times = "Times are of training and prediction, in those of the first row. "
+    page = (
+        doc.splitlines()[0],
+        f"`{command}`: {options.data}, {scale.train:,} training images of "
+        f"{scale.size} by {scale.size} pixels, {scale.reg:,} for "
+        f"regularization, {scale.test:,} of the test set, {scale.epochs} "
+        f"epochs, {len(results.seeds)} seed(s): mean and standard error. "
+        f"{times if 'time' in columns else ''}{versions()}.",
+        as_text(grid, 300),
+        CAVEAT,
+        *(f"![]({picture})" for picture in pictures),
+    )
+    path = options.out / f"{script}{end}.md"
+    path.write_text("\n\n".join(page) + "\n")

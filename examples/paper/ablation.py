@@ -1,0 +1,148 @@
+"""What cross-regularization needs: K, r, averages, two sets, alternation.
+
+One row changes one thing of the defaults, K = 16 and r = 12:
+
+- K and r;
+- deterministic validation: the regularization pass without noise, whose
+  gradient of sigma is zero. Sigma stays where it starts;
+- rho on both sets: regularization batches are drawn from the training set
+  too, as Luketina et al., 2016, let both sets move what regularizes;
+- joint: theta and rho follow one loss, of a training batch with one sample of
+  the noise, in one step. Nothing is held out.
+
+    python examples/paper/ablation.py --scale smoke     # seconds
+    python examples/paper/ablation.py                   # half an hour
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import keras
+import tensorflow as tf
+from common import THIN
+from common import Columns
+from common import Experiment
+from common import Row
+from common import dots
+from common import kcr
+from common import main
+from common import noise
+from common import quick
+from common import some
+
+DEFAULTS = "cross-regularized, K = 16, r = 12"
+
+
+@keras.saving.register_keras_serializable(package="ablation")
+class Deterministic(kcr.CrossRegModel):
+    """Its regularization pass draws no noise."""
+
+    def rho_step(self, data: Any, train_data: Any = None) -> Row:
+        x, y = data
+        rho = [v.value for v in self.rho_variables]
+        with tf.GradientTape() as tape:
+            loss = self.compute_loss(x, y, self(x, training=False))
+        gradients = tape.gradient(loss, rho, unconnected_gradients="zero")
+        self.rho_optimizer.apply(gradients, self.rho_variables)
+        # Nothing for the logs.
+        return {}
+
+
+@keras.saving.register_keras_serializable(package="ablation")
+class Joint(kcr.CrossRegModel):
+    """Moves theta and rho by the loss of the training batch."""
+
+    def train_step(self, data: Any) -> Row:
+        x, y = data
+        theta, rho = self.theta_variables, self.rho_variables
+        variables = [v.value for v in theta], [v.value for v in rho]
+        with tf.GradientTape() as tape:
+            tape.watch(variables)
+            # Rho get a gradient in sampling passes alone.
+            y_pred = self(x, training=True, sampling=True)
+            loss = self.compute_loss(x, y, y_pred)
+        of_theta, of_rho = tape.gradient(loss, variables)
+        self.optimizer.apply(of_theta, theta)
+        self.rho_optimizer.apply(of_rho, rho)
+        for metric in self.metrics:
+            is_loss = metric.name == "loss"
+            metric.update_state(*((loss,) if is_loss else (y, y_pred)))
+        return self.get_metrics_result()
+
+
+def row(experiment: Experiment, model: kcr.CrossRegModel) -> Row:
+    found = experiment.row(model)
+    sigmas = found["rho"] or [0.0]
+    return found | dict(least=min(sigmas), most=max(sigmas))
+
+
+def plain(experiment: Experiment) -> Row:
+    model = experiment.fit(experiment.build(), experiment.everything)
+    return row(experiment, model)
+
+
+def with_settings(**settings: int) -> Callable[[Experiment], Row]:
+    def run(experiment: Experiment) -> Row:
+        model = experiment.build(noise)
+        experiment.cross_regularize(model, settings=settings)
+        return row(experiment, model)
+
+    return run
+
+
+def deterministic(experiment: Experiment) -> Row:
+    model = experiment.build(noise, kind=Deterministic)
+    return row(experiment, experiment.cross_regularize(model))
+
+
+def both_sets(experiment: Experiment) -> Row:
+    model = experiment.fit(
+        experiment.build(noise),
+        experiment.train,
+        reg_data=experiment.everything,
+    )
+    return row(experiment, model)
+
+
+def joint(experiment: Experiment) -> Row:
+    model = experiment.build(noise, kind=Joint)
+    # Not in steps of their own.
+    model.freeze_rho()
+    return row(experiment, experiment.fit(model, experiment.everything))
+
+
+RUNS = {
+    "no regularization": plain,
+    DEFAULTS: with_settings(),
+    **{
+        f"K = {k}": with_settings(num_samples=k, reg_freq=12)
+        for k in (1, 2, 4, 8, 32)
+    },
+    **{f"r = {r}": with_settings(reg_freq=r) for r in (1, 4, 36, 100)},
+    "deterministic validation": deterministic,
+    "rho on both sets": both_sets,
+    "joint": joint,
+}
+SIGMAS: Columns = {
+    "least": ("least sigma", 2, 1),
+    "most": ("largest sigma", 2, 1),
+}
+
+
+def command(arguments: list[str] | None = None) -> None:
+    main(
+        __doc__,
+        "ablation",
+        RUNS,
+        arguments,
+        columns=some("accuracy", "gap", "nll", "ece") | SIGMAS | some("time"),
+        figures={"": partial(dots, columns=some("accuracy", "nll") | SIGMAS)},
+        scales=quick(blocks=THIN),
+    )
+
+
+if __name__ == "__main__":
+    command()
