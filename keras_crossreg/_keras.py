@@ -62,6 +62,7 @@ from keras.src.trainers.data_adapters.array_slicing import (
 __all__ = [
     "CompileMetrics",
     "Functional",
+    "GraphModel",
     "all_layers",
     "array_inputs",
     "build_metrics",
@@ -75,6 +76,7 @@ __all__ = [
     "get_data_adapter",
     "get_input_signature",
     "graph_structure",
+    "graph_tensors",
     "inner_optimizer",
     "keep_registered_name",
     "make_step_function",
@@ -86,6 +88,49 @@ __all__ = [
     "train_validation_split",
     "unscale_loss_for_distribution",
 ]
+
+
+class GraphModel(Functional):
+    """A functional model with a say in how each operation is called.
+
+    `sharing()` returns `None`, or an object with `wrap(operation, call)`, which
+    is called in the place of `call`, and `finish(outputs)`. Keras walks the
+    graph in a private method, the only place in which one operation can be
+    told from the next.
+    """
+
+    def _run_through_graph(
+        self,
+        inputs: Any,
+        operation_fn: Any = lambda operation: operation,
+        call_fn: Any = None,
+    ) -> Any:
+        run = super()._run_through_graph
+        sharing = self.sharing(inputs)
+        if sharing is None:
+            return run(inputs, operation_fn, call_fn)
+        outputs = run(
+            inputs,
+            lambda operation: sharing.wrap(operation, operation_fn(operation)),
+            call_fn,
+        )
+        return sharing.finish(outputs)
+
+    def sharing(self, inputs: Any) -> Any:
+        raise NotImplementedError
+
+
+def graph_tensors(model: Any) -> list[Any]:
+    """Every symbolic tensor of a functional model.
+
+    Layers know those of every graph that they are in.
+    """
+    return [
+        tensor
+        for nodes in model._nodes_by_depth.values()
+        for node in nodes
+        for tensor in node.outputs
+    ]
 
 
 def receive_sampling(layer: Any) -> None:

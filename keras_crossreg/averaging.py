@@ -44,10 +44,19 @@ def in_each_pass(num_samples: int, most: int) -> int:
 
 
 def tile(structure: Any, num_samples: int) -> Any:
-    """Repeats a batch K times: `(n, ...)` to `(K * n, ...)`, sample first."""
+    """Repeats a batch K times: `(n, ...)` to `(K * n, ...)`, sample first.
+
+    Masks are repeated too.
+    """
 
     def tile_one(x: Any) -> Any:
-        return None if x is None else ops.concatenate([x] * num_samples)
+        if x is None:
+            return None
+        tiled = ops.concatenate([x] * num_samples)
+        mask = get_keras_mask(x)
+        if mask is not None:
+            set_keras_mask(tiled, tile_one(mask))
+        return tiled
 
     return tree.map_structure(tile_one, structure)
 

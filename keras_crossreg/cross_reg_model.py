@@ -18,6 +18,7 @@ from keras_crossreg import averaging as averaging_lib
 from keras_crossreg import hypergradients
 from keras_crossreg._keras import CompileMetrics
 from keras_crossreg._keras import Functional
+from keras_crossreg._keras import GraphModel
 from keras_crossreg._keras import all_layers
 from keras_crossreg._keras import functional_init_arguments
 from keras_crossreg._keras import keep_registered_name
@@ -35,6 +36,9 @@ from keras_crossreg.rho import unmark_rho
 from keras_crossreg.rho_patterns import check_patterns
 from keras_crossreg.rho_patterns import mark_by_path
 from keras_crossreg.rho_summary import print_rho_summary
+from keras_crossreg.shared_samples import SharedSamples
+from keras_crossreg.shared_samples import can_share
+from keras_crossreg.shared_samples import is_stochastic
 
 # Found on three data sets; the grid is in docs/defaults.md.
 DEFAULT_NUM_SAMPLES = 16
@@ -132,12 +136,15 @@ class Regularization:
 
 
 class _Sampling(threading.local):
-    """Whether calls of the model average samples.
+    """What calls of the model are to do.
 
     Of a thread: a strategy traces its replicas in several.
     """
 
+    # Whether they average samples.
     active = False
+    # The K samples of a pass through a graph that repeats its batch itself.
+    shared: int | None = None
 
 
 @functools.cache
@@ -150,7 +157,7 @@ def _functional_class(cls: Any) -> Any:
     if issubclass(cls, Functional):
         return cls
     names = {"__module__": cls.__module__, "__doc__": cls.__doc__}
-    functional = type(cls.__name__, (cls, Functional), names)
+    functional = type(cls.__name__, (cls, GraphModel), names)
     functional.__qualname__ = cls.__qualname__
     keep_registered_name(functional, cls)
     return functional
@@ -201,15 +208,15 @@ class CrossRegModel(Trainer, keras.Model):
         return keras.layers.Layer.__new__(cls, *args, **kwargs)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # Around the `__setattr__` of Keras, which cannot track attributes yet.
+        object.__setattr__(self, "_sampling", _Sampling())
         if functional_init_arguments(args, kwargs):
             functional: Any = type(self)
-            # Around Keras's own `__setattr__`, which tracks attributes.
             object.__setattr__(self, "__class__", _functional_class(functional))
             Functional.__init__(self, *args, **kwargs)
         else:
             super().__init__(*args, **kwargs)
         receive_sampling(self)
-        self._sampling = _Sampling()
         self._reg = Regularization()
         self._levels = LevelSets()
         self._rho_frozen = False
@@ -680,12 +687,34 @@ class CrossRegModel(Trainer, keras.Model):
 
         The stochastic regularizers on, everything else in inference mode.
         """
-        outputs = super().__call__(
-            averaging_lib.tile(x, num_samples), training=False, sampling=True
-        )
+        if self._repeats_late:
+            self._sampling.shared = num_samples
+        else:
+            x = averaging_lib.tile(x, num_samples)
+        try:
+            outputs = super().__call__(x, training=False, sampling=True)
+        finally:
+            self._sampling.shared = None
         return tree.map_structure(
             lambda y: averaging_lib.untile(y, num_samples), outputs
         )
+
+    @functools.cached_property
+    def _repeats_late(self) -> bool:
+        """Whether layers before the first noise see each example once."""
+        return (
+            isinstance(self, GraphModel)
+            # One of the user's own sees tiled inputs and outputs.
+            and type(self).call is Functional.call
+            and can_share(self)
+        )
+
+    def sharing(self, inputs: Any) -> SharedSamples | None:
+        """For `GraphModel`: how a sampling pass walks the graph."""
+        num_samples = self._sampling.shared
+        if num_samples is None:
+            return None
+        return SharedSamples(inputs, num_samples)
 
     def _average(self, samples: Any) -> Any:
         """The average of sampled predictions, in the space of the loss."""
@@ -751,16 +780,7 @@ class CrossRegModel(Trainer, keras.Model):
 
     @property
     def _stochastic(self) -> bool:
-        return any(map(_is_stochastic, all_layers(self)))
-
-
-def _is_stochastic(layer: keras.layers.Layer) -> bool:
-    """Whether a sampling pass through this layer differs from a plain one."""
-    return (
-        "sampling" in layer.call_signature_parameters
-        and not isinstance(layer, keras.Model)
-        and bool(getattr(layer, "stochastic", True))
-    )
+        return any(map(is_stochastic, all_layers(self)))
 
 
 def check_integer(name: str, value: Any, least: int) -> int:

@@ -112,6 +112,19 @@ def moved(before, variables):
     ]
 
 
+class Rows(keras.layers.Layer):
+    """Notes how many examples each call has."""
+
+    def __init__(self):
+        super().__init__()
+        self.supports_masking = True
+        self.rows = []
+
+    def call(self, inputs):
+        self.rows.append(inputs.shape[0])
+        return inputs
+
+
 class Recorder(kcr.layers.RhoLayer):
     """Notes the first feature of the examples that it is called with."""
 

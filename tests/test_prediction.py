@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from helpers import Rows
 from helpers import assert_same
 from helpers import compile_model
 from helpers import fit
@@ -94,22 +95,10 @@ def test_prediction_without_rho_has_equal_samples():
     np.testing.assert_array_equal(samples[0], samples[1])
 
 
-class Rows(keras.layers.Layer):
-    """Notes of how many rows each batch is."""
-
-    def __init__(self):
-        super().__init__()
-        self.rows = []
-
-    def call(self, inputs):
-        self.rows.append(inputs.shape[0])
-        return inputs
-
-
 @pytest.mark.parametrize("run_eagerly", [True, False])
 def test_many_samples_take_several_passes(run_eagerly):
     inputs, layer = keras.Input((3,)), Rows()
-    x = kcr.layers.GaussianNoiseScale(seed=1)(layer(inputs))
+    x = layer(kcr.layers.GaussianNoiseScale(seed=1)(inputs))
     model = kcr.CrossRegModel(inputs, keras.layers.Dense(2)(x))
     model.compile(loss="mse", eval_num_samples=70, run_eagerly=run_eagerly)
     layer.rows.clear()

@@ -1,0 +1,100 @@
+"""Layers before the first noise, once for all samples of a tiled pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+from keras import tree
+
+from keras_crossreg._keras import all_layers
+from keras_crossreg._keras import graph_tensors
+from keras_crossreg.averaging import tile
+
+
+class SharedSamples:
+    """Walks the graph of a model, and repeats the batch only where it must.
+
+    What does not depend on noise is the same for all K samples. A tensor is
+    repeated where an operation that draws takes it, or one that also takes
+    what depends on noise; then all have the values that they would have if the
+    inputs had been repeated.
+
+    Args:
+        inputs: Those of the model.
+        num_samples: Integer K.
+    """
+
+    def __init__(self, inputs: Any, num_samples: int) -> None:
+        self.num_samples = num_samples
+        # Kept, since an `id` is of an object that lives.
+        self.once = tree.flatten(inputs)
+        self.tiled: list[Any] = []
+
+    def wrap(
+        self, operation: Any, call: Callable[..., Any]
+    ) -> Callable[..., Any]:
+        """What to call in the place of an operation."""
+
+        def call_once_or_tiled(*args: Any, **kwargs: Any) -> Any:
+            taken = tree.flatten((args, kwargs))
+            if draws(operation) or any(_is_in(x, self.tiled) for x in taken):
+                args, kwargs = tree.map_structure(self._tile, (args, kwargs))
+                outputs = call(*args, **kwargs)
+                self.tiled += tree.flatten(outputs)
+            else:
+                outputs = call(*args, **kwargs)
+                self.once += tree.flatten(outputs)
+            return outputs
+
+        return call_once_or_tiled
+
+    def finish(self, outputs: Any) -> Any:
+        """The outputs of the model, all of them tiled."""
+        return tree.map_structure(self._tile, outputs)
+
+    def _tile(self, x: Any) -> Any:
+        # Constants of the graph are in neither list.
+        if _is_in(x, self.once) and not _is_in(x, self.tiled):
+            return tile(x, self.num_samples)
+        return x
+
+
+def can_share(model: Any) -> bool:
+    """Whether every tensor of a functional model is a batch along axis 0."""
+    return all(
+        len(tensor.shape) > 0 and tensor.shape[0] is None
+        for tensor in graph_tensors(model)
+    )
+
+
+def draws(operation: Any) -> bool:
+    """Whether two calls in a sampling pass may differ."""
+    if not isinstance(operation, keras.layers.Layer):
+        return False
+    return any(
+        is_stochastic(layer) or _has_seed(layer)
+        for layer in (operation, *all_layers(operation))
+    )
+
+
+def is_stochastic(layer: keras.layers.Layer) -> bool:
+    """Whether a sampling pass through this layer differs from a plain one."""
+    return (
+        "sampling" in layer.call_signature_parameters
+        and not isinstance(layer, keras.Model)
+        and bool(getattr(layer, "stochastic", True))
+    )
+
+
+def _has_seed(layer: keras.layers.Layer) -> bool:
+    """Of layers that are not Keras's, which draw nothing in inference mode."""
+    return type(layer).__module__.split(".")[0] != "keras" and any(
+        isinstance(value, keras.random.SeedGenerator)
+        for value in vars(layer).values()
+    )
+
+
+def _is_in(x: Any, known: list[Any]) -> bool:
+    return x is not None and any(x is other for other in known)
