@@ -1,12 +1,13 @@
-"""One cross-regularized run against hyperparameter search with KerasTuner.
+"""One cross-regularized run against search with KerasTuner and Ray Tune.
 
     python benchmarks/search.py --data affairs --regularizer dropout
 
 Same network, same data, same test set. The search picks fixed rates by the
 NLL on the regularization set, after training on the rest; then a network is
-trained on all the data with them. What is learned reads the regularization set
-as `reg_data`, and is refitted on all the data. The baseline has no
-regularization, and all the data.
+trained on all the data with them. Population based training selects by the
+same NLL, and changes the rates while its networks train. What is learned reads
+the regularization set as `reg_data`, and is refitted on all the data. The
+baseline has no regularization, and all the data.
 
 Every finished run is a line of JSON in `--out`, and is not run again. The
 last thing printed is the table. See docs/search.md for what it gave.
@@ -45,6 +46,8 @@ except ImportError as error:
     ) from error
 
 SAMPLES = 32
+# Epochs between two selections in a population.
+GENERATION = 2
 Row = dict[str, Any]
 
 
@@ -56,15 +59,27 @@ def digits() -> dict[str, Any]:
     return data
 
 
+def cifar10_tiny() -> dict[str, Any]:
+    """Sixteen by sixteen, in colour, for a small CNN."""
+    data = defaults.cifar10()
+    keep = np.r_[0:2200, 11000:15000]
+    x = data["x"][keep].reshape(-1, 16, 2, 16, 2, 3).mean((2, 4))
+    data.update(x=x, y=data["y"][keep], train=2000, reg=200, batch_size=32)
+    data.update(body=defaults.vgg([8, 8, 16, 16], 32))
+    return data
+
+
 DATA = {
     "affairs": defaults.affairs,
     "cifar10_dense": defaults.cifar10_dense,
+    "cifar10_tiny": cifar10_tiny,
     "digits": digits,
 }
 
 
 class Dropout:
     name = "dropout"
+    low, high, sampling = 0.0, 0.8, "linear"
     learned = kcr.layers.LearnedDropout
     # What a user of fixed dropout does.
     predicts = "plain"
@@ -77,13 +92,10 @@ class Dropout:
     def frozen(rate: float) -> keras.layers.Layer:
         return kcr.layers.LearnedDropout(max(rate, 1e-4))
 
-    @staticmethod
-    def choice(hp: keras_tuner.HyperParameters, name: str) -> float:
-        return hp.Float(name, 0.0, 0.8)
-
 
 class Noise:
     name = "noise"
+    low, high, sampling = 0.03, 3.0, "log"
     learned = kcr.layers.GaussianNoiseScale
     predicts = "averaged"
 
@@ -93,10 +105,6 @@ class Noise:
         return kcr.layers.GaussianNoiseScale(scale)
 
     frozen = fixed
-
-    @staticmethod
-    def choice(hp: keras_tuner.HyperParameters, name: str) -> float:
-        return hp.Float(name, 0.03, 3.0, sampling="log")
 
 
 REGULARIZERS = {"dropout": Dropout, "noise": Noise}
@@ -118,7 +126,7 @@ class Problem:
     def __init__(self, name: str, regularizer: Any, seed: int) -> None:
         self.data, self.regularizer, self.seed = DATA[name](), regularizer, seed
         x, y = self.data["x"], self.data["y"]
-        if name != "cifar10_dense":  # It has a test set of its own.
+        if not name.startswith("cifar10"):  # It has a test set of its own.
             order = np.random.default_rng(seed).permutation(len(x))
             x, y = x[order], y[order]
         m = self.data["train"]
@@ -183,14 +191,27 @@ class Problem:
         model.freeze_rho()
         return model
 
+    def final(self, rates: list[float]) -> kcr.CrossRegModel:
+        """A network that was trained on all the data with fixed rates."""
+        model = self.fixed(rates, len(self.everything[0]))
+        model.fit(*self.everything, epochs=self.epochs, **self.fit)
+        return model
+
     def scores(self, model: keras.Model) -> Row:
         return defaults.scores(model, *self.test)
 
     def both_scores(self, model: kcr.CrossRegModel, rates: list[float]) -> Row:
-        """Of the plain prediction and of the average over samples."""
+        """The usual one of two, and both.
+
+        They are of the plain prediction and of the average over samples.
+        """
         plain = self.model(None, 1)
         averaged = self.model(lambda i: self.regularizer.frozen(rates[i]), 1)
-        kinds = (keras.layers.Dense, keras.layers.BatchNormalization)
+        kinds = (
+            keras.layers.Dense,
+            keras.layers.Conv2D,
+            keras.layers.BatchNormalization,
+        )
         for copy in (plain, averaged):
             pairs = zip(
                 *(
@@ -201,7 +222,8 @@ class Problem:
             )
             for old, new in pairs:
                 new.set_weights(old.get_weights())
-        return dict(plain=self.scores(plain), averaged=self.scores(averaged))
+        both = dict(plain=self.scores(plain), averaged=self.scores(averaged))
+        return both[self.regularizer.predicts] | both | dict(rates=rates)
 
 
 class FixedRates(keras_tuner.HyperModel):
@@ -212,10 +234,14 @@ class FixedRates(keras_tuner.HyperModel):
         self.problem, self.places, self.shared = problem, places, shared
 
     def rates(self, hp: keras_tuner.HyperParameters) -> list[float]:
-        choice = self.problem.regularizer.choice
+        kind = self.problem.regularizer
+
+        def choice(name: str) -> float:
+            return hp.Float(name, kind.low, kind.high, sampling=kind.sampling)
+
         if self.shared:
-            return [choice(hp, "rate")] * self.places
-        return [choice(hp, f"rate_{i}") for i in range(self.places)]
+            return [choice("rate")] * self.places
+        return [choice(f"rate_{i}") for i in range(self.places)]
 
     def build(self, hp: keras_tuner.HyperParameters) -> kcr.CrossRegModel:
         return self.problem.fixed(
@@ -285,12 +311,9 @@ def searched(kind: str, shared: bool) -> Callable[..., dict[str, Row]]:
             (trial for trial in found if trial["epochs"] == longest),
             key=lambda trial: trial["nll"],
         )
-        model = problem.fixed(best["rates"], len(problem.everything[0]))
-        model.fit(*problem.everything, epochs=problem.epochs, **problem.fit)
-        row = begin.row()
-        both = problem.both_scores(model, best["rates"])
-        row |= both[problem.regularizer.predicts]
-        return {"": row | both | dict(rates=best["rates"], trials=found)}
+        model = problem.final(best["rates"])
+        row = begin.row() | problem.both_scores(model, best["rates"])
+        return {"": row | dict(trials=found)}
 
     return run
 
@@ -324,6 +347,162 @@ def learned(start: float | None = None) -> Callable[..., dict[str, Row]]:
     return run
 
 
+def ray_tune() -> Any:
+    """Ray Tune, which nothing but a population needs."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    try:
+        from ray import tune
+    except ImportError as error:
+        raise SystemExit(
+            "Population based training needs Ray Tune: "
+            "pip install 'keras-crossreg[search]'"
+        ) from error
+    return tune
+
+
+def member(tune: Any, problem: Problem) -> Any:
+    """What Ray trains, a generation a step; one process takes turns."""
+
+    class Member(tune.Trainable):
+        def setup(self, config: Row, problem: Problem) -> None:
+            tf.config.threading.set_intra_op_parallelism_threads(1)
+            keras.utils.set_random_seed(problem.seed)
+            problem.warm_up()
+            self.problem, self.models = problem, {}
+            self.clock = Clock()
+
+        def reset_config(self, config: Row) -> bool:
+            # A process goes on with another member, or with other rates.
+            return True
+
+        @property
+        def model(self) -> kcr.CrossRegModel:
+            """One for each member, compiled once."""
+            if self.trial_id not in self.models:
+                model = self.problem.model(
+                    lambda i: self.problem.regularizer.learned(),
+                    len(self.problem.train[0]),
+                )
+                model.freeze_rho()
+                model.optimizer.build(model.trainable_variables)
+                self.models[self.trial_id] = model
+            return self.models[self.trial_id]
+
+        def step(self) -> Row:
+            paths = self.model.get_rho()
+            rates = [self.config[f"rate_{i}"] for i in range(len(paths))]
+            self.model.set_rho(dict(zip(paths, rates, strict=True)))
+            first = self.iteration * GENERATION
+            last = min(first + GENERATION, self.problem.epochs)
+            self.model.fit(
+                *self.problem.train,
+                initial_epoch=first,
+                epochs=last,
+                **self.problem.fit,
+            )
+            nll = self.model.evaluate(*self.problem.reg, verbose=0)
+            # Of all that this process did since the last one.
+            spent = self.clock.row()["cpu_seconds"]
+            self.clock = Clock()
+            return dict(rates=rates, epochs=last, nll=nll, cpu_seconds=spent)
+
+        def save_checkpoint(self, checkpoint_dir: str) -> None:
+            self.model.save_weights(f"{checkpoint_dir}/state.weights.h5")
+
+        def load_checkpoint(self, checkpoint: str) -> None:
+            # With the state of the optimizer. The rates are set in a step.
+            self.model.load_weights(f"{checkpoint}/state.weights.h5")
+
+    return tune.with_parameters(Member, problem=problem)
+
+
+def evolved(problem: Problem, size: int, folder: str) -> tuple[Any, list[Row]]:
+    """The best member at the end, and what all reported until then."""
+    tune = ray_tune()
+    import ray
+    from ray.tune.schedulers import PopulationBasedTraining
+
+    kind = problem.regularizer
+    domain = {"linear": tune.uniform, "log": tune.loguniform}[kind.sampling]
+    space = {
+        f"rate_{i}": domain(kind.low, kind.high) for i in range(problem.layers)
+    }
+
+    class Reports(tune.Callback, list):
+        def on_trial_result(self, *args: Any, result: Row, **_: Any) -> None:
+            self.append(result)
+
+    def within(config: Row) -> Row:
+        rates = np.clip(list(config.values()), kind.low, kind.high)
+        return dict(zip(config, rates.tolist(), strict=True))
+
+    scheduler = PopulationBasedTraining(
+        time_attr="training_iteration",
+        perturbation_interval=1,
+        hyperparam_mutations=space,
+        custom_explore_fn=within,
+        synch=True,
+    )
+    reports = Reports()
+    tuner = tune.Tuner(
+        member(tune, problem),
+        param_space=space,
+        tune_config=tune.TuneConfig(
+            metric="nll",
+            mode="min",
+            num_samples=size,
+            scheduler=scheduler,
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(
+            storage_path=folder,
+            verbose=0,
+            callbacks=[reports],
+            stop={"training_iteration": -(-problem.epochs // GENERATION)},
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=True),
+        ),
+    )
+    quiet = dict(include_dashboard=False, log_to_driver=False)
+    with ray.init(num_cpus=1, logging_level="error", **quiet):
+        results = tuner.fit()
+    for error in results.errors:
+        raise error
+    return results.get_best_result(scope="last"), reports
+
+
+def population_based(size: int) -> Callable[..., dict[str, Row]]:
+    """The best member of a population; a network with its last rates."""
+
+    def run(problem: Problem, trials: int) -> dict[str, Row]:
+        begin = Clock()
+        with tempfile.TemporaryDirectory() as folder:
+            best, reports = evolved(problem, size, folder)
+            model = defaults.build(problem.data, problem.regularizer.learned)
+            model.load_weights(f"{best.checkpoint.path}/state.weights.h5")
+        row = begin.row()
+        row["cpu_seconds"] = round(sum(r["cpu_seconds"] for r in reports), 2)
+        rates = best.metrics["rates"]
+        begin = Clock()
+        final = problem.final(rates)
+        again = {key: row[key] + more for key, more in begin.row().items()}
+        row["trials"] = [
+            dict(
+                member=int(r["trial_id"].split("_")[-1]),
+                rates=r["rates"],
+                epochs=r["epochs"],
+                nll=r["nll"],
+            )
+            for r in reports
+        ]
+        return {
+            "": row | problem.both_scores(model, rates),
+            ", refitted": again | problem.both_scores(final, rates),
+        }
+
+    return run
+
+
 class Clock:
     """Seconds of the processor and of the wall since it was made."""
 
@@ -353,6 +532,8 @@ RUNS: dict[str, Callable[..., dict[str, Row]]] = {
     "random search, one rate": searched("random", shared=True),
     "random search, a rate per layer": searched("random", shared=False),
     "Hyperband, a rate per layer": searched("hyperband", shared=False),
+    "PBT, population 4": population_based(4),
+    "PBT, population 8": population_based(8),
 }
 
 
@@ -423,6 +604,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("--epochs", type=int, help="default: of the data set")
     options = parser.parse_args(arguments)
+    if any(name.startswith("PBT") for name in options.run):
+        ray_tune()
     # Processor time in parallel threads depends on who else runs.
     tf.config.threading.set_intra_op_parallelism_threads(1)
     setting = dict(data=options.data, regularizer=options.regularizer)

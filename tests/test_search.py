@@ -3,7 +3,9 @@
 import functools
 import importlib
 import json
+import os
 import pathlib
+import sys
 
 import numpy as np
 import pytest
@@ -21,6 +23,8 @@ SCORES = ("accuracy", "nll", "ece")
 def search(monkeypatch):
     """The script, on few digits."""
     monkeypatch.syspath_prepend(BENCHMARKS)
+    # The processes of Ray import it too.
+    monkeypatch.setenv("PYTHONPATH", str(BENCHMARKS), prepend=os.pathsep)
     script = importlib.import_module("search")
 
     def few():
@@ -85,3 +89,30 @@ def test_hyperband_goes_on_where_a_trial_stopped(search, monkeypatch):
     full = [t for t in row["trials"] if t["epochs"] == 2]
     best = min(full, key=lambda trial: trial["nll"])
     assert row["rates"] == best["rates"]
+
+
+def test_the_worst_of_a_population_goes_on_from_the_best(search):
+    pytest.importorskip("ray.tune")
+    problem = search.Problem("digits", search.Noise, 0)
+    problem.epochs = 2 * search.GENERATION
+    # On what it was selected by.
+    problem.test = problem.reg
+    rows = search.population_based(4)(problem, 0)
+    row, final = rows[""], rows[", refitted"]
+    lengths = [trial["epochs"] for trial in row["trials"]]
+    assert lengths == 4 * [search.GENERATION] + 4 * [problem.epochs]
+    first = sorted(row["trials"][:4], key=lambda trial: trial["nll"])
+    last = {trial["member"]: trial for trial in row["trials"][4:]}
+    kept = [trial["rates"] == last[trial["member"]]["rates"] for trial in first]
+    assert kept == [True, True, True, False]
+    # The network that is scored is the best at the end.
+    best = min(last.values(), key=lambda trial: trial["nll"])
+    assert row["rates"] == final["rates"] == best["rates"]
+    assert row["averaged"]["nll"] == pytest.approx(best["nll"], abs=0.03)
+    assert final["cpu_seconds"] > row["cpu_seconds"] > 0
+
+
+def test_a_population_without_ray_names_the_extra(search, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(SystemExit, match=r"keras-crossreg\[search\]"):
+        search.main(["--run", "PBT, population 4"])
