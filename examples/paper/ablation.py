@@ -6,7 +6,9 @@ One row changes one thing of the defaults, K = 16 and r = 12:
 - deterministic validation: the regularization pass without noise, whose
   gradient of sigma is zero. Sigma stays where it starts;
 - rho on both sets: regularization batches are drawn from the training set
-  too, as Luketina et al., 2016, let both sets move what regularizes;
+  too;
+- one step: what theta's next step on the training batch answers to rho is
+  added to the gradient, as in T1-T2 of Luketina et al., 2016;
 - joint: theta and rho follow one loss, of a training batch with one sample of
   the noise, in one step. Nothing is held out.
 
@@ -84,7 +86,7 @@ def plain(experiment: Experiment) -> Row:
     return row(experiment, model)
 
 
-def with_settings(**settings: int) -> Callable[[Experiment], Row]:
+def with_settings(**settings: Any) -> Callable[[Experiment], Row]:
     def run(experiment: Experiment) -> Row:
         model = experiment.build(noise)
         experiment.cross_regularize(model, settings=settings)
@@ -124,6 +126,7 @@ RUNS = {
     **{f"r = {r}": with_settings(reg_freq=r) for r in (1, 4, 36, 100)},
     "deterministic validation": deterministic,
     "rho on both sets": both_sets,
+    "one step": with_settings(hypergradient="one_step"),
     "joint": joint,
 }
 SIGMAS: Columns = {

@@ -117,8 +117,11 @@ def is_bypassed(network: str, places: int) -> np.ndarray:
 
 def by_place(results: Results, runs: list[str]) -> None:
     """Learned sigmas from input to output, mean and range over seeds."""
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
-    for ax, network in zip(axes, NETWORKS, strict=True):
+    networks = [n for n in NETWORKS if f"{n}, {LEARNED}" in runs]
+    figure, axes = plt.subplots(
+        1, len(networks), figsize=(9, 3.4), squeeze=False, layout="constrained"
+    )
+    for ax, network in zip(axes[0], networks, strict=True):
         values = results.values(f"{network}, {LEARNED}", "rho")
         places = np.arange(values.shape[-1]) + 1
         bypassed = is_bypassed(network, len(places))
@@ -136,7 +139,7 @@ def by_place(results: Results, runs: list[str]) -> None:
         ax.set_title(network)
         ax.set_xticks(places)
         ax.set_xlabel("place, from the input")
-    axes[0].set_ylabel("learned sigma")
+        ax.set_ylabel("learned sigma")
     handles = [plt.Rectangle((0, 0), 1, 1, color=c) for c in ("C0", "C1")]
     figure.legend(
         handles,
