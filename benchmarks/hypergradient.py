@@ -19,6 +19,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -90,13 +91,12 @@ class Run:
         return time.process_time() - begin
 
 
-def peak_growth(network: str, kind: str) -> int:
-    """In kB, of this process, on Linux."""
-    run = Run(network, kind)
+def growth(run: Callable[[], Any]) -> int:
+    """Of this process to its peak in the run, in kB, on Linux."""
     # Forget the peak so far.
     pathlib.Path("/proc/self/clear_refs").write_text("5")
     before = memory("VmRSS")
-    run.fit()
+    run()
     return memory("VmHWM") - before
 
 
@@ -111,7 +111,7 @@ def main() -> None:
     parser.add_argument("--memory-of", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.memory_of:
-        print("kB:", peak_growth(*arguments.memory_of))
+        print("kB:", growth(Run(*arguments.memory_of).fit))
         return
     table = rich.table.Table(title="Cost of a rho step")
     for column in ("network", "hypergradient", "time", "from to", "memory"):

@@ -11,6 +11,7 @@ sections. What a hypergradient costs is in `benchmarks/hypergradient.py`.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import pathlib
 import subprocess
@@ -27,13 +28,17 @@ import tensorflow as tf
 from defaults import dense
 from defaults import normalized
 from defaults import vgg
+from hypergradient import growth
 
 import keras_crossreg as kcr
 
 Cases = dict[str, Callable[[], Any]]
-# K, r and steps per execution.
-SETTINGS = [(8, 48, 1), (4, 16, 1), (8, 80, 1), (8, 80, 8)]
+# K and r, with regularization batches as large as those of training.
+SETTINGS = [(4, 16), (8, 80)]
 BATCH_SIZE = 128
+OURS = kcr.layers.GaussianNoiseScale
+# Settings of `compile` and `fit`, for `memory`.
+ALL_IN_ONE = dict(num_samples=64, samples_per_pass=64)
 
 
 def resnet(filters: list[int]) -> Callable[..., Any]:
@@ -52,12 +57,24 @@ def resnet(filters: list[int]) -> Callable[..., Any]:
     return body
 
 
-# Shape of an input, hidden layers, examples.
+def vgg_16(x: Any, noise: Any) -> Any:
+    """Thirteen convolutions, and a dense layer as in `examples/paper`."""
+    for count, repeats in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
+        for _ in range(repeats):
+            x = keras.layers.Conv2D(count, 3, padding="same", use_bias=False)(x)
+            x = normalized(x, noise)
+        x = keras.layers.MaxPooling2D()(x)
+    x = keras.layers.Flatten()(x)
+    return normalized(keras.layers.Dense(512, use_bias=False)(x), noise)
+
+
+# Shape of an input, hidden layers, rows of a batch.
 NETWORKS = {
-    "VGG": ((32, 32, 3), vgg([16, 16, 32, 32, 64, 64], 64), 1536),
-    "small CNN": ((16, 16, 3), vgg([16, 32], 32), 5120),
-    "ResNet": ((16, 16, 3), resnet([16, 32, 64]), 2560),
-    "dense": ((64,), dense([256, 256, 256]), 10240),
+    "small CNN": ((16, 16, 3), vgg([16, 32], 32), BATCH_SIZE),
+    "VGG": ((32, 32, 3), vgg([16, 16, 32, 32, 64, 64], 64), BATCH_SIZE),
+    "VGG-16": ((32, 32, 3), vgg_16, 16),
+    "ResNet": ((16, 16, 3), resnet([16, 32, 64]), BATCH_SIZE),
+    "dense": ((64,), dense([256, 256, 256]), BATCH_SIZE),
 }
 
 
@@ -114,90 +131,154 @@ def keras_noise(initial_scale: float = 0.3) -> keras.layers.Layer:
     return keras.layers.GaussianNoise(initial_scale)
 
 
-def fit(rounds: int) -> dict[str, Any]:
-    """Of `fit`, over the same network with its noise fixed."""
-    found = {}
-    for name, (shape, body, size) in NETWORKS.items():
-        x = np.random.default_rng(0).normal(size=(size, *shape))
-        x, y = x.astype("float32"), np.arange(size) % 10
-        reg = x[:512] + 1.0, y[:512]
+class Fit:
+    """Calls `fit` on random data; as with rho frozen, without `num_samples`."""
 
-        def case(noise, freeze, settings, x=x, y=y, reg=reg, **network):
-            # Epochs that r divides, or nearly so.
-            epochs = max(1, round(80 * BATCH_SIZE / len(x)))
-            num_samples, reg_freq, steps_per_execution = settings
-            model = model_of(
-                **network,
-                noise=noise,
-                num_samples=num_samples,
-                reg_freq=reg_freq,
-                steps_per_execution=steps_per_execution,
-            )
-            more = {}
-            if freeze:
-                model.freeze_rho()
-            else:
-                more["reg_data"] = reg
-            return lambda: model.fit(
-                x, y, batch_size=BATCH_SIZE, epochs=epochs, verbose=0, **more
-            )
-
-        network = dict(shape=shape, body=body)
-        ours = kcr.layers.GaussianNoiseScale
-        cases = {
-            "no noise": case(None, True, SETTINGS[0], **network),
-            "fixed": case(ours, True, SETTINGS[0], **network),
-            "fixed, 8": case(ours, True, SETTINGS[-1], **network),
-            "keras": case(keras_noise, True, SETTINGS[0], **network),
-        }
-        for settings in SETTINGS:
-            cases[str(settings)] = case(ours, False, settings, **network)
-        seconds = take_turns(cases, rounds)
-        plain, fixed = seconds["no noise"], seconds["fixed"]
-        found[f"{name}: fixed noise / none"] = spread(fixed / plain)
-        found[f"{name}: keras.layers.GaussianNoise / none"] = spread(
-            seconds["keras"] / plain
+    def __init__(
+        self,
+        network: str,
+        noise: Any,
+        steps: int = 4,
+        num_samples: int | None = None,
+        reg_freq: int = 1,
+        reg_rows: int | None = None,
+        **settings: Any,
+    ) -> None:
+        shape, body, rows = NETWORKS[network]
+        settings |= dict(num_samples=num_samples or 8, reg_freq=reg_freq)
+        self.model = model_of(shape, body, noise, **settings)
+        x = np.random.default_rng(0).normal(size=(steps * rows, *shape))
+        x, y = x.astype("float32"), np.arange(steps * rows) % 10
+        self.arguments: dict[str, Any] = dict(
+            x=x, y=y, batch_size=rows, verbose=0
         )
-        for settings in SETTINGS:
-            num_samples, reg_freq, steps = settings
-            label = f"{name}: K={num_samples}, r={reg_freq}"
-            base = fixed
-            if steps > 1:
-                base = seconds["fixed, 8"]
-                label += f", steps_per_execution={steps}"
-            limit = 1 + num_samples / reg_freq * 2 / 3
-            cost = seconds[str(settings)]
-            found[f"{label}, over fixed noise"] = spread(cost / base, limit)
-            found[f"{label}, over none"] = spread(cost / plain)
+        if num_samples:
+            reg = x[: reg_rows or rows] + 1.0, y[: reg_rows or rows]
+            self.arguments |= dict(reg_data=reg, reg_batch_size=len(reg[0]))
+        else:
+            self.model.freeze_rho()
+
+    def __call__(self) -> None:
+        self.model.fit(**self.arguments)
+
+
+def rho_step(rounds: int) -> dict[str, Any]:
+    """Of a theta step with noise over one without; of rho steps every r."""
+    found = {}
+    for name in NETWORKS:
+        cases: Cases = {
+            "none": Fit(name, None),
+            "keras": Fit(name, keras_noise),
+            "frozen": Fit(name, OURS),
+        }
+        for k, _ in SETTINGS:
+            cases[f"K={k}"] = Fit(name, OURS, num_samples=k)
+        seconds = take_turns(cases, rounds)
+        none, frozen = seconds["none"], seconds["frozen"]
+        found[f"{name}: noise / none"] = spread(frozen / none)
+        keras_cost = spread(seconds["keras"] / none)
+        found[f"{name}: keras.layers.GaussianNoise / none"] = keras_cost
+        for k, r in SETTINGS:
+            # A rho step after every step, and so r times too many.
+            cost = 1 + (seconds[f"K={k}"] / frozen - 1) / r
+            limit = 1 + k / r * 2 / 3
+            found[f"{name}: K={k}, r={r} / frozen"] = spread(cost, limit)
+            base = frozen / seconds["keras"]
+            over_keras = spread(cost * base, limit)
+            found[f"{name}: K={k}, r={r} / GaussianNoise"] = over_keras
+    return found
+
+
+def fit(rounds: int) -> dict[str, Any]:
+    """Of `fit` over the same with rho frozen: as above, of whole runs."""
+    found = {}
+    for name in ("small CNN", "dense"):
+        for k, r in SETTINGS:
+            for steps_per_execution in (1, 8):
+                more = dict(steps=80, steps_per_execution=steps_per_execution)
+                cases: Cases = {
+                    "frozen": Fit(name, OURS, **more),
+                    "ours": Fit(name, OURS, num_samples=k, reg_freq=r, **more),
+                }
+                seconds = take_turns(cases, rounds)
+                label = f"{name}: K={k}, r={r}, {steps_per_execution} step(s)"
+                found[f"{label} an execution"] = spread(
+                    seconds["ours"] / seconds["frozen"], 1 + k / r * 2 / 3
+                )
+    return found
+
+
+def memory(rounds: int) -> dict[str, Any]:
+    """What the process grows by in a fit, over that with 16 samples."""
+    found: dict[str, Any] = {}
+    first = None
+    for setting in (dict(num_samples=16), dict(num_samples=64), ALL_IN_ONE):
+        command = [sys.executable, __file__, "--memory-of", json.dumps(setting)]
+        output = subprocess.run(
+            command, capture_output=True, text=True, check=True
+        ).stdout
+        peak = int(output.split("kB:")[1])
+        first = first or peak
+        label = ", ".join(f"{name}={value}" for name, value in setting.items())
+        found[f"VGG: {label}"] = spread(np.array([peak / first]))
     return found
 
 
 def predict(rounds: int) -> dict[str, Any]:
     """Of an averaged `predict` at K = 16, over 16 plain predictions."""
     found = {}
-    for name, (shape, body, _) in NETWORKS.items():
-        x = np.random.default_rng(0).normal(size=(128, *shape))
+    for name, (shape, body, rows) in NETWORKS.items():
+        x = np.random.default_rng(0).normal(size=(rows, *shape))
         x = x.astype("float32")
-        model = model_of(shape, body, kcr.layers.GaussianNoiseScale)
-        model.compile(eval_num_samples=16)
-        plain = model_of(shape, body, None)
-        tiled = np.concatenate([x] * 16)
-        cases: Cases = {
-            "plain": lambda m=plain, x=tiled: m.predict(x, 16 * 32, verbose=0),
-            "ours": lambda m=model, x=x: m.predict(x, 32, verbose=0),
+
+        def at_the_end(inputs: Any, noise: Any, body: Any = body) -> Any:
+            x = body(inputs, None)
+            return noise()(x) if noise else x
+
+        models = {
+            "plain": model_of(shape, body, None),
+            "noise in every layer": model_of(shape, body, OURS),
+            "noise in the last": model_of(shape, at_the_end, OURS),
         }
+        size = rows // 4
+        tiled = np.concatenate([x] * 16)
+        cases: Cases = {}
+        for case, model in models.items():
+            model.compile(eval_num_samples=16)
+            plain = case == "plain"
+            cases[case] = functools.partial(
+                model.predict,
+                tiled if plain else x,
+                16 * size if plain else size,
+                verbose=0,
+            )
         seconds = take_turns(cases, rounds)
-        found[name] = spread(seconds["ours"] / seconds["plain"], 1.05)
+        plain_seconds = seconds.pop("plain")
+        for case, s in seconds.items():
+            found[f"{name}: {case}"] = spread(s / plain_seconds, 1.05)
     return found
 
 
 def augmentation(rounds: int) -> dict[str, Any]:
-    """Of `LearnedAugmentation`'s warp, over Keras's two for 128 images."""
+    """Of `LearnedAugmentation`, 128 images warped, over Keras's ways to it."""
     images = np.random.default_rng(0).random((128, 32, 32, 3), "float32")
     images = tf.constant(images)
     layer = kcr.layers.LearnedAugmentation(brightness=None, contrast=None)
     layer(images)
-    transform = tf.tile([[1.0, 0.1, 1.0, -0.1, 1.0, 1.0, 0.0, 0.0]], (128, 1))
+    # What it does, each with the one transform that it is made of.
+    fixed = [
+        keras.layers.RandomTranslation(0.03, 0.03),
+        keras.layers.RandomRotation(0.01),
+        keras.layers.RandomShear(0.05),
+        keras.layers.RandomZoom(0.05),
+    ]
+
+    def chain(layers: Any) -> Any:
+        outputs = images
+        for each in layers:
+            outputs = each(outputs, training=True)
+        return outputs
+
     rows = tf.cast(tf.range(32), "float32") + 0.5
     places = tf.stack(tf.meshgrid(rows, rows, tf.range(3.0), indexing="ij"))
 
@@ -209,15 +290,15 @@ def augmentation(rounds: int) -> dict[str, Any]:
 
     cases = {
         "ours": tf.function(lambda: layer(images, training=True)),
-        "affine_transform": tf.function(
-            lambda: keras.ops.image.affine_transform(images, transform)
-        ),
+        "all": tf.function(lambda: chain(fixed)),
+        "one": tf.function(lambda: chain(fixed[:1])),
         "map_coordinates": tf.function(coordinates),
     }
     seconds = take_turns(cases, rounds)
     ours = seconds["ours"]
     return {
-        "over affine_transform": spread(ours / seconds["affine_transform"], 2),
+        "over Keras's four layers": spread(ours / seconds["all"], 2),
+        "over one of them": spread(ours / seconds["one"]),
         "over map_coordinates": spread(
             ours / seconds["map_coordinates"], 1 / 5
         ),
@@ -276,7 +357,16 @@ def import_time(rounds: int) -> dict[str, Any]:
     return {"keras_crossreg / keras": spread(ours / theirs)}
 
 
-SECTIONS = [noise, fit, predict, augmentation, scaling, import_time]
+SECTIONS = [
+    noise,
+    rho_step,
+    fit,
+    memory,
+    predict,
+    augmentation,
+    scaling,
+    import_time,
+]
 
 
 def main() -> None:
@@ -284,7 +374,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", nargs="+", default=[])
     parser.add_argument("--out", help="a file for the numbers, as JSON")
+    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.memory_of:
+        setting = json.loads(arguments.memory_of)
+        run = Fit("VGG", OURS, reg_rows=16, **setting)
+        print("kB:", growth(run))
+        return
     results = {}
     for section in SECTIONS:
         if arguments.only and section.__name__ not in arguments.only:

@@ -24,7 +24,7 @@ from keras_crossreg._keras import functional_init_arguments
 from keras_crossreg._keras import keep_registered_name
 from keras_crossreg._keras import receive_sampling
 from keras_crossreg.backend import Trainer
-from keras_crossreg.backend import wait_for
+from keras_crossreg.backend import after
 from keras_crossreg.level_sets import LevelSet
 from keras_crossreg.level_sets import LevelSets
 from keras_crossreg.level_sets import write_far
@@ -761,8 +761,8 @@ class CrossRegModel(Trainer, keras.Model):
         in_each = averaging_lib.in_each_pass(num_samples, most)
         parts: list[Any] = []
         for _ in range(0, num_samples, in_each):
-            x = wait_for(parts[-1:], x)
-            parts.append(self._sample(x, in_each))
+            with after(parts[-1:]):
+                parts.append(self._sample(x, in_each))
         return parts
 
     @contextlib.contextmanager

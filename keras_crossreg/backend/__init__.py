@@ -6,7 +6,7 @@ if keras.backend.backend() == "tensorflow":
     from keras_crossreg.backend.tensorflow.gradient import gradient
     from keras_crossreg.backend.tensorflow.gradient import value_and_gradient
     from keras_crossreg.backend.tensorflow.gradient import vector_jacobian
-    from keras_crossreg.backend.tensorflow.order import wait_for
+    from keras_crossreg.backend.tensorflow.order import after
     from keras_crossreg.backend.tensorflow.random import uniform
     from keras_crossreg.backend.tensorflow.replicas import replica_index
     from keras_crossreg.backend.tensorflow.trainer import (
@@ -21,10 +21,10 @@ else:
 
 __all__ = [
     "Trainer",
+    "after",
     "gradient",
     "replica_index",
     "uniform",
     "value_and_gradient",
     "vector_jacobian",
-    "wait_for",
 ]

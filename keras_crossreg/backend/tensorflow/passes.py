@@ -8,7 +8,7 @@ from typing import Any
 import tensorflow as tf
 from keras import tree
 
-from keras_crossreg.backend.tensorflow.order import wait_for
+from keras_crossreg.backend.tensorflow.order import after
 
 
 def gradient_in_passes(
@@ -35,8 +35,10 @@ def gradient_in_passes(
     """
     flat, total = tree.flatten(sources), tree.flatten(start)
     for gradient in upstream:
-        x = wait_for([g for g in total if g is not None], x)
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
+        with (
+            after([total, gradient]),
+            tf.GradientTape(watch_accessed_variables=False) as tape,
+        ):
             tape.watch(flat)
             outputs = sample(x)
         pairs = [
