@@ -100,6 +100,18 @@ def cifar10() -> dict[str, Any]:
     )
 
 
+def cifar10_augmented() -> dict[str, Any]:
+    """The same, with learned augmentation too where there is noise."""
+    data = cifar10()
+    body = data["body"]
+
+    def augmented(x: Any, noise: Any) -> Any:
+        return body(kcr.layers.LearnedAugmentation()(x) if noise else x, noise)
+
+    data.update(body=augmented)
+    return data
+
+
 def cifar10_small() -> dict[str, Any]:
     data = cifar10()
     keep = np.r_[0:5500, 11000:15000]

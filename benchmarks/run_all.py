@@ -17,6 +17,7 @@ import pathlib
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -306,55 +307,96 @@ def augmentation(rounds: int) -> dict[str, Any]:
 
 
 def scaling(rounds: int) -> dict[str, Any]:
-    """Of a theta step and a rho step, over those at the first of a row."""
+    """Of training steps, over those at the first value of each row."""
 
-    def case(units=1000, depth=1, k=8, rows=512, axis=None):
-        inputs = keras.Input((64,))
-        x = inputs
+    def case(
+        k: int = 8,
+        r: int = 1,
+        rows: int = 512,
+        depth: int = 2,
+        axis: Any = None,
+    ) -> Callable[[], Any]:
+        x = inputs = keras.Input((64,))
         for _ in range(depth):
-            x = keras.layers.Dense(units)(x)
-            x = kcr.layers.GaussianNoiseScale(axis=axis)(x)
+            x = keras.layers.Dense(512)(x)
+            x = keras.layers.Reshape((16, 32))(x)
+            x = OURS(axis=axis)(x)
+            x = keras.layers.Flatten()(x)
         model = kcr.CrossRegModel(inputs, keras.layers.Dense(1)(x))
-        model.compile("adam", "mse", num_samples=k, reg_freq=1)
+        model.compile("adam", "mse", num_samples=k, reg_freq=r)
         x, y = np.ones((512, 64), "float32"), np.ones((512, 1), "float32")
         reg = np.zeros((rows, 64), "float32"), y[:1].repeat(rows, 0)
         return lambda: model.fit(
-            x, y, batch_size=64, verbose=0, reg_data=reg, reg_batch_size=64
+            x, y, batch_size=32, verbose=0, reg_data=reg, reg_batch_size=32
         )
 
-    rows_of = {
-        "number of rho, 10,000 units": [
-            ("1", case(10_000)),
-            ("10,000", case(10_000, axis=-1)),
-        ],
-        "K": [(str(k), case(k=k)) for k in (4, 8, 16)],
-        "rows of reg_data": [(str(n), case(rows=n)) for n in (64, 4096)],
-        "depth": [(str(d), case(depth=d)) for d in (1, 2, 4)],
+    # Of more rho than its examples can tell apart.
+    warnings.simplefilter("ignore", UserWarning)
+    rows_of: dict[str, dict[int, Any]] = {
+        "rho": {
+            8: case(depth=8),
+            128: case(depth=8, axis=1),
+            4096: case(depth=8, axis=(1, 2)),
+        },
+        "K": {k: case(k=k) for k in (2, 4, 8, 16)},
+        "r": {r: case(r=r) for r in (1, 2, 4, 8, 16)},
+        "examples in reg_data": {n: case(rows=n) for n in (64, 512, 4096)},
+        "depth": {d: case(depth=d) for d in (1, 2, 4, 8)},
     }
     found = {}
-    for label, cases in rows_of.items():
-        seconds = take_turns(dict(cases), rounds)
-        first = seconds[cases[0][0]]
-        for name, s in list(seconds.items())[1:]:
-            found[f"{label}: {name} over {cases[0][0]}"] = spread(s / first)
+    for label, by_value in rows_of.items():
+        cases = {str(value): run for value, run in by_value.items()}
+        seconds = take_turns(cases, rounds)
+        first = seconds[next(iter(cases))]
+        for value, s in seconds.items():
+            found[f"{label}: {value}"] = spread(s / first)
     return found
 
 
+def draw(found: dict[str, Any], path: str) -> None:
+    """Each row of `scaling`: median, lowest and highest."""
+    import matplotlib.pyplot as plt
+
+    rows: dict[str, list[Any]] = {}
+    for label, row in found.items():
+        name, value = label.split(": ")
+        rows.setdefault(name, []).append((int(value), row))
+    _, axes = plt.subplots(
+        1, len(rows), figsize=(11, 2.4), layout="constrained"
+    )
+    for ax, (name, points) in zip(axes, rows.items(), strict=True):
+        x = [value for value, _ in points]
+        y = np.array([[r["low"], r["median"], r["high"]] for _, r in points]).T
+        ax.errorbar(x, y[1], [y[1] - y[0], y[2] - y[1]], marker="o", capsize=2)
+        if name not in ("K", "depth"):  # Where a line is straight.
+            ax.set_xscale("log", base=2)
+        ax.set_xticks(x, x)
+        ax.set_ylim(0, 1.1 * y.max())
+        ax.set_xlabel(name)
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.grid(axis="y", alpha=0.3)
+    axes[0].set_ylabel("time of a step")
+    plt.savefig(path, dpi=150)
+
+
 def import_time(rounds: int) -> dict[str, Any]:
-    """Of `import keras_crossreg`, over `import keras`."""
-    seconds: dict[str, list[float]] = {"keras": [], "keras_crossreg": []}
-    for _ in range(rounds):
-        for name, values in seconds.items():
-            code = f"import time, {name}; print(time.process_time())"
-            output = subprocess.run(
+    """Seconds that `import keras_crossreg` adds to `import keras`."""
+    code = (
+        "import time, keras; begin = time.process_time(); "
+        "import keras_crossreg; print(time.process_time() - begin)"
+    )
+    added = [
+        float(
+            subprocess.run(
                 [sys.executable, "-c", code],
                 capture_output=True,
                 text=True,
                 check=True,
             ).stdout
-            values.append(float(output))
-    ours, theirs = (np.array(v) for v in reversed(seconds.values()))
-    return {"keras_crossreg / keras": spread(ours / theirs)}
+        )
+        for _ in range(rounds)
+    ]
+    return {"seconds": spread(np.array(added), 0.2)}
 
 
 SECTIONS = [
@@ -374,6 +416,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", nargs="+", default=[])
     parser.add_argument("--out", help="a file for the numbers, as JSON")
+    parser.add_argument("--figure", help="a file for the picture of scaling")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.memory_of:
@@ -393,6 +436,8 @@ def main() -> None:
             range_ = f"{row['low']:.2f} to {row['high']:.2f}"
             table.add_row(name, f"{row['median']:.2f}", range_, limit)
         rich.print(table)
+    if arguments.figure:
+        draw(results["scaling"], arguments.figure)
     if arguments.out:
         pathlib.Path(arguments.out).write_text(json.dumps(results, indent=2))
 
