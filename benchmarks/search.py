@@ -368,28 +368,37 @@ def member(tune: Any, problem: Problem) -> Any:
         def setup(self, config: Row, problem: Problem) -> None:
             tf.config.threading.set_intra_op_parallelism_threads(1)
             keras.utils.set_random_seed(problem.seed)
-            problem.warm_up()
-            self.problem, self.models = problem, {}
+            self.problem = problem
+            self.model = self.untrained()
+            # Ray starts a process for every generation. It compiles here.
+            few = [a[: problem.data["batch_size"]] for a in problem.train]
+            self.model.fit(*few, **problem.fit)
+            self.model.evaluate(*problem.reg, verbose=0)
+            self.reset_config(config)
             self.clock = Clock()
 
+        def untrained(self) -> kcr.CrossRegModel:
+            model = self.problem.model(
+                lambda i: self.problem.regularizer.learned(),
+                len(self.problem.train[0]),
+            )
+            model.freeze_rho()
+            model.optimizer.build(model.trainable_variables)
+            return model
+
         def reset_config(self, config: Row) -> bool:
-            # A process goes on with another member, or with other rates.
+            """Goes on with another member, whose state is loaded, if any."""
+            fresh = self.untrained()
+            self.model.set_weights(fresh.get_weights())
+            state = self.model.optimizer.variables, fresh.optimizer.variables
+            for variable, value in zip(*state, strict=True):
+                variable.assign(value)
             return True
 
-        @property
-        def model(self) -> kcr.CrossRegModel:
-            """One for each member, compiled once."""
-            if self.trial_id not in self.models:
-                model = self.problem.model(
-                    lambda i: self.problem.regularizer.learned(),
-                    len(self.problem.train[0]),
-                )
-                model.freeze_rho()
-                model.optimizer.build(model.trainable_variables)
-                self.models[self.trial_id] = model
-            return self.models[self.trial_id]
-
         def step(self) -> Row:
+            keras.utils.set_random_seed(
+                self.problem.seed + 1000 * (self.iteration + 1)
+            )
             paths = self.model.get_rho()
             rates = [self.config[f"rate_{i}"] for i in range(len(paths))]
             self.model.set_rho(dict(zip(paths, rates, strict=True)))
@@ -485,7 +494,8 @@ def population_based(size: int) -> Callable[..., dict[str, Row]]:
         rates = best.metrics["rates"]
         begin = Clock()
         final = problem.final(rates)
-        again = {key: row[key] + more for key, more in begin.row().items()}
+        more = begin.row()
+        again = {key: round(row[key] + more[key], 2) for key in more}
         row["trials"] = [
             dict(
                 member=int(r["trial_id"].split("_")[-1]),
