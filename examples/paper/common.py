@@ -504,6 +504,46 @@ def as_text(grid: rich.table.Table, width: int) -> str:
     return "\n".join(line.rstrip() for line in lines).strip()
 
 
+TIMES = "Times are of training and prediction, in those of the first row. "
+
+
+def described(scale: Scale) -> str:
+    return (
+        f"{scale.train:,} training images of {scale.size} by {scale.size} "
+        f"pixels, {scale.reg:,} for regularization, {scale.test:,} of the test "
+        f"set, {scale.epochs} epochs"
+    )
+
+
+def described_seeds(results: Results) -> str:
+    number = len(results.seeds)
+    if number == 1:
+        return "one seed"
+    return f"{number} seeds: mean and standard error"
+
+
+def parsed(
+    doc: str, script: str, scales: Any, arguments: list[str] | None
+) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog=f"{script}.py",
+        description=doc,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--scale", choices=scales, default="small")
+    parser.add_argument("--seeds", type=int, nargs="+", help="default: 0 1 2")
+    parser.add_argument("--data", default="cifar10", help="a name of TFDS")
+    parser.add_argument(
+        "--out",
+        type=pathlib.Path,
+        default=pathlib.Path(__file__).parent / "results",
+    )
+    parser.add_argument(
+        "--draw", action="store_true", help="what is there; train nothing"
+    )
+    return parser.parse_args(arguments)
+
+
 def main(
     doc: str,
     script: str,
@@ -530,30 +570,18 @@ def main(
         scales: A `Scale` for each name.
         stored: The script whose results these are. Defaults to this one.
     """
-    parser = argparse.ArgumentParser(
-        prog=f"{script}.py",
-        description=doc,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--scale", choices=scales, default="small")
-    parser.add_argument("--seeds", type=int, nargs="+", help="default: 0 1 2")
-    parser.add_argument("--data", default="cifar10", help="a name of TFDS")
-    parser.add_argument(
-        "--out",
-        type=pathlib.Path,
-        default=pathlib.Path(__file__).parent / "results",
-    )
-    options = parser.parse_args(arguments)
+    options = parsed(doc, script, scales, arguments)
     scale = scales[options.scale]
     data = "" if options.data == "cifar10" else f"-{options.data}"
     end = f"{data}-{options.scale}"
     results = Results(options.out / f"{stored or script}{end}.jsonl")
-    train_missing(
-        results,
-        runs,
-        options.seeds or scale.seeds,
-        lambda seed: Experiment(scale, seed, options.data),
-    )
+    if not options.draw:
+        train_missing(
+            results,
+            runs,
+            options.seeds or scale.seeds,
+            lambda seed: Experiment(scale, seed, options.data),
+        )
     done = [name for name in runs if name in results.runs]
     grid = table(results, done, columns)
     print(as_text(grid, 200))
@@ -566,14 +594,11 @@ def main(
     command = f"python examples/paper/{script}.py --scale {options.scale}"
     if data:
         command += f" --data {options.data}"
-    times = "Times are of training and prediction, in those of the first row. "
     page = (
-        doc.splitlines()[0],
-        f"`{command}`: {options.data}, {scale.train:,} training images of "
-        f"{scale.size} by {scale.size} pixels, {scale.reg:,} for "
-        f"regularization, {scale.test:,} of the test set, {scale.epochs} "
-        f"epochs, {len(results.seeds)} seed(s): mean and standard error. "
-        f"{times if 'time' in columns else ''}{versions()}.",
+        doc.partition("\n\n    ")[0],
+        f"`{command}`: {options.data}, {described(scale)}, "
+        f"{described_seeds(results)}. "
+        f"{TIMES if 'time' in columns else ''}{versions()}.",
         as_text(grid, 300),
         CAVEAT,
         *(f"![]({picture})" for picture in pictures),

@@ -162,13 +162,11 @@ def curves(results: Results, runs: list[str]) -> None:
 
 def sigmas(results: Results, runs: list[str]) -> None:
     """Sigma of every layer over the epochs, mean over seeds."""
-    values = np.mean(
-        [
-            [v for name, v in history.items() if name.startswith("rho/")]
-            for history in results.values(LEARNED, "history")
-        ],
-        axis=0,
-    )
+    of_seeds = [
+        [v for name, v in history.items() if name.startswith("rho/")]
+        for history in results.values(LEARNED, "history")
+    ]
+    values = np.mean(of_seeds, axis=0) if of_seeds else []
     _, ax = plt.subplots(figsize=(6, 3.6), layout="constrained")
     colors = plt.cm.viridis(np.linspace(0, 0.9, len(values)))
     for place, (curve, color) in enumerate(zip(values, colors, strict=True)):
