@@ -8,6 +8,8 @@ import pytest
 
 import keras_crossreg as kcr
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
 
 

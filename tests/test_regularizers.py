@@ -184,8 +184,24 @@ def reg_loss_along(kind, w, level):
     return np.mean((reg_x @ w - reg_y) ** 2)
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
-@pytest.mark.parametrize("kind", ["l1", "l2", "smoothness", "own"])
+@pytest.mark.parametrize(
+    ("kind", "jit_compile"),
+    [
+        ("l1", True),
+        ("l2", False),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ("l1", False),
+                ("l2", True),
+                ("smoothness", False),
+                ("smoothness", True),
+                ("own", False),
+                ("own", True),
+            )
+        ),
+    ],
+)
 def test_implicit_is_the_derivative_along_the_path(kind, jit_compile):
     x, y, reg_x, reg_y = problem()
     level, small = 1.2, 1e-3

@@ -10,6 +10,8 @@ import pytest
 
 import keras_crossreg as kcr
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
 WORDS = np.array("good bad dull fine film plot actor scene".split())
 

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
 
 
