@@ -11,6 +11,8 @@ import pytest
 
 tfds = pytest.importorskip("tensorflow_datasets")
 
+pytestmark = pytest.mark.slow
+
 PAPER = pathlib.Path(__file__).parents[1] / "examples" / "paper"
 
 
