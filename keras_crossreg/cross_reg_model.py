@@ -391,7 +391,7 @@ class CrossRegModel(Trainer, keras.Model):
             rho_optimizer = scaled(rho_optimizer)
         self.rho_optimizer = rho_optimizer
         self._reg.optimizer_configs = {
-            name: keras.saving.serialize_keras_object(getattr(self, name))
+            name: _config_of(getattr(self, name))
             for name in ("optimizer", "rho_optimizer")
         }
         self._mark_rho()
@@ -409,7 +409,7 @@ class CrossRegModel(Trainer, keras.Model):
             return config
         for name, value in self._reg.settings.items():
             config[name] = keras.saving.serialize_keras_object(value)
-        config.update(self._reg.optimizer_configs)
+        config.update(self._optimizer_configs())
         config["rho_frozen"] = self._rho_frozen
         return config
 
@@ -489,11 +489,28 @@ class CrossRegModel(Trainer, keras.Model):
         copy.compile(
             **{
                 name: keras.saving.deserialize_keras_object(config)
-                for name, config in self._reg.optimizer_configs.items()
+                for name, config in self._optimizer_configs().items()
             },
             **given,
             **self._reg.settings,
         )
+
+    def _optimizer_configs(self) -> dict[str, Any]:
+        """Both optimizers, as they were given to `compile`.
+
+        Raises:
+            ValueError: If Keras cannot copy one.
+        """
+        configs = self._reg.optimizer_configs
+        for name, config in configs.items():
+            if config is None:
+                raise ValueError(
+                    f"`{name}` cannot be copied. It, and a learning rate "
+                    "schedule in it, need a `get_config()` that returns the "
+                    "arguments of the constructor. Received: "
+                    f"{name}={getattr(self, name)}"
+                )
+        return configs
 
     def __reduce__(self) -> Any:
         # The class of a functional model is made at run time, where `pickle`
@@ -792,6 +809,15 @@ def check_integer(name: str, value: Any, least: int) -> int:
             f"Received: {name}={value}"
         )
     return int(value)
+
+
+def _config_of(optimizer: Any) -> dict[str, Any] | None:
+    """The optimizer serialized; `None` where it, or its schedule, cannot be."""
+    try:
+        config: dict[str, Any] = keras.saving.serialize_keras_object(optimizer)
+    except (NotImplementedError, TypeError, ValueError):
+        return None
+    return config
 
 
 def _clone_metrics(metrics: Any) -> Any:

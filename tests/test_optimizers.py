@@ -230,3 +230,25 @@ def test_averages_end_a_run_that_stops_before_the_merged_epochs():
     fit(model, epochs=4, merge_epochs=2, callbacks=[Stop()])
     averages = optimizer._model_variables_moving_average
     assert_same(values(averages), values(model.theta_variables))
+
+
+class Halved(optimizers.schedules.LearningRateSchedule):
+    """Without a `get_config`, which training does not need."""
+
+    def __call__(self, step):
+        return 0.1 * 0.5 ** keras.ops.cast(step, "float32")
+
+
+@pytest.mark.parametrize("name", ["optimizer", "rho_optimizer"])
+def test_a_schedule_that_keras_cannot_copy_trains(name, tmp_path):
+    model = compile_model(make_model(), **{name: optimizers.SGD(Halved())})
+    before = values(model.rho_variables + model.theta_variables)
+    fit(model)
+    after = values(model.rho_variables + model.theta_variables)
+    assert all((a != b).any() for a, b in zip(before, after, strict=True))
+    message = f"`{name}` cannot be copied.*Received: {name}=<keras"
+    with pytest.raises(ValueError, match=message):
+        kcr.refit(model, *make_data(), verbose=0)
+    # As `keras.Model` does, of its one.
+    with pytest.raises((ValueError, NotImplementedError), match="get_config"):
+        model.save(tmp_path / "model.keras")
