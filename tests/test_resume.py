@@ -18,9 +18,9 @@ from helpers import fit
         # While rho learn, and with rho frozen.
         ("compiled", [(2, 1), (5, 2)]),
         # At the switch, where averages are not to be put in place yet.
-        ("averages", [(4, 0), (5, 2)]),
+        pytest.param("averages", [(4, 0), (5, 2)], marks=pytest.mark.slow),
         # When loss scaling has left out steps, of theta and of rho.
-        ("mixed_float16", [(2, 1)]),
+        pytest.param("mixed_float16", [(2, 1)], marks=pytest.mark.slow),
     ],
 )
 def test_killed_and_resumed(kind, deaths, tmp_path):
