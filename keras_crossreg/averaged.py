@@ -8,8 +8,8 @@ import keras
 
 from keras_crossreg import averaging as averaging_lib
 from keras_crossreg._keras import get_input_signature
+from keras_crossreg.checks import check_integer
 from keras_crossreg.cross_reg_model import CrossRegModel
-from keras_crossreg.cross_reg_model import check_integer
 
 
 def averaged(model: CrossRegModel, num_samples: int) -> keras.Model:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import numbers
 import threading
 import warnings
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ from keras_crossreg._keras import keep_registered_name
 from keras_crossreg._keras import receive_sampling
 from keras_crossreg.backend import Trainer
 from keras_crossreg.backend import after
+from keras_crossreg.checks import check_integer
 from keras_crossreg.level_sets import LevelSet
 from keras_crossreg.level_sets import LevelSets
 from keras_crossreg.level_sets import write_far
@@ -798,17 +798,6 @@ class CrossRegModel(Trainer, keras.Model):
     @property
     def _stochastic(self) -> bool:
         return any(map(is_stochastic, all_layers(self)))
-
-
-def check_integer(name: str, value: Any, least: int) -> int:
-    """The value, or a ValueError where it is no integer or too small."""
-    is_integer = isinstance(value, numbers.Integral)
-    if isinstance(value, bool) or not is_integer or value < least:
-        raise ValueError(
-            f"`{name}` must be an integer of {least} or more. "
-            f"Received: {name}={value}"
-        )
-    return int(value)
 
 
 def _config_of(optimizer: Any) -> dict[str, Any] | None:

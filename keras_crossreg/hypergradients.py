@@ -7,6 +7,8 @@ from typing import Any
 
 import keras
 
+from keras_crossreg.checks import check_integer
+
 SOLVERS = ("cg", "neumann")
 
 
@@ -22,7 +24,7 @@ class Hypergradient:
 
     def __init__(self, batch_size: int | None = None) -> None:
         if batch_size is not None:
-            batch_size = _check_count("batch_size", batch_size)
+            batch_size = check_integer("batch_size", batch_size, 1)
         self.batch_size = batch_size
 
     def get_config(self) -> dict[str, Any]:
@@ -97,7 +99,7 @@ class Implicit(Hypergradient):
             raise ValueError(
                 f"`solver` must be one of {SOLVERS}. Received: solver={solver}"
             )
-        self.num_terms: int = _check_count("num_terms", num_terms)
+        self.num_terms: int = check_integer("num_terms", num_terms, 1)
         self.damping: float = _check_float("damping", damping)
         self.solver: str = solver
 
@@ -168,19 +170,6 @@ def get(hypergradient: Any) -> Hypergradient | None:
         "an object of `keras_crossreg.hypergradients`. "
         f"Received: hypergradient={hypergradient}"
     )
-
-
-def _check_count(name: str, value: Any) -> int:
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, numbers.Integral)
-        or value < 1
-    ):
-        raise ValueError(
-            f"`{name}` must be an integer of 1 or more. "
-            f"Received: {name}={value}"
-        )
-    return int(value)
 
 
 def _check_float(name: str, value: Any) -> float:

@@ -28,9 +28,12 @@ class SharedSamples:
 
     def __init__(self, inputs: Any, num_samples: int) -> None:
         self.num_samples = num_samples
-        # Kept, since an `id` is of an object that lives.
-        self.once = tree.flatten(inputs)
-        self.tiled: list[Any] = []
+        # By their `id`, which is of an object that lives: tensors of the graph
+        # that are no batch of samples, and those that are.
+        self.once = _by_id(inputs)
+        self.tiled: dict[int, Any] = {}
+        # What those of the first kind are repeated.
+        self.repeated: dict[int, Any] = {}
 
     def wrap(
         self, operation: Any, call: Callable[..., Any]
@@ -39,13 +42,13 @@ class SharedSamples:
 
         def call_once_or_tiled(*args: Any, **kwargs: Any) -> Any:
             taken = tree.flatten((args, kwargs))
-            if draws(operation) or any(_is_in(x, self.tiled) for x in taken):
+            if draws(operation) or any(id(x) in self.tiled for x in taken):
                 args, kwargs = tree.map_structure(self._tile, (args, kwargs))
                 outputs = call(*args, **kwargs)
-                self.tiled += tree.flatten(outputs)
+                self.tiled |= _by_id(outputs)
             else:
                 outputs = call(*args, **kwargs)
-                self.once += tree.flatten(outputs)
+                self.once |= _by_id(outputs)
             return outputs
 
         return call_once_or_tiled
@@ -55,10 +58,12 @@ class SharedSamples:
         return tree.map_structure(self._tile, outputs)
 
     def _tile(self, x: Any) -> Any:
-        # Constants of the graph are in neither list.
-        if _is_in(x, self.once) and not _is_in(x, self.tiled):
-            return tile(x, self.num_samples)
-        return x
+        # Constants of the graph are of neither kind.
+        if id(x) not in self.once:
+            return x
+        if id(x) not in self.repeated:
+            self.repeated[id(x)] = tile(x, self.num_samples)
+        return self.repeated[id(x)]
 
 
 def can_share(model: Any) -> bool:
@@ -96,5 +101,5 @@ def _has_seed(layer: keras.layers.Layer) -> bool:
     )
 
 
-def _is_in(x: Any, known: list[Any]) -> bool:
-    return x is not None and any(x is other for other in known)
+def _by_id(structure: Any) -> dict[int, Any]:
+    return {id(x): x for x in tree.flatten(structure) if x is not None}

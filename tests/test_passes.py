@@ -22,9 +22,9 @@ def several(**kwargs):
     keras.utils.set_random_seed(0)
     inputs, rows = keras.Input((3,)), Rows()
     x = keras.layers.Dense(8, kernel_regularizer=kcr.regularizers.LearnedL2())(
-        rows(inputs)
+        inputs
     )
-    x = kcr.layers.GaussianNoiseScale(0.5, axis=-1, seed=1)(x)
+    x = rows(kcr.layers.GaussianNoiseScale(0.5, axis=-1, seed=1)(x))
     x = kcr.layers.LearnedDropout(0.2, seed=2)(x)
     outputs = [keras.layers.Dense(2)(x), keras.layers.ReLU()(x)]
     model = kcr.CrossRegModel(inputs, outputs)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import numbers
 from typing import Any
 
 import keras
 from keras import ops
 
+from keras_crossreg.checks import check_integer
 from keras_crossreg.regularizers.learned_regularizer import LearnedRegularizer
 
 
@@ -45,16 +45,7 @@ class LearnedSmoothness(LearnedRegularizer):
     name = "roughness"
 
     def __init__(self, order: int = 2) -> None:
-        if (
-            isinstance(order, bool)
-            or not isinstance(order, numbers.Integral)
-            or order < 1
-        ):
-            raise ValueError(
-                f"`order` must be an integer of 1 or more. Received: "
-                f"order={order}"
-            )
-        self.order: int = int(order)
+        self.order: int = check_integer("order", order, 1)
 
     def complexity(self, weight: Any) -> Any:
         if weight.shape[0] <= self.order:
