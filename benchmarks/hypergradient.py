@@ -100,6 +100,17 @@ def growth(run: Callable[[], Any]) -> int:
     return memory("VmHWM") - before
 
 
+def growth_of(script: str, *arguments: str) -> int:
+    """What a script prints of it in a process of its own."""
+    output = subprocess.run(
+        [sys.executable, script, "--memory-of", *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    return int(output.split("kB:")[1])
+
+
 def memory(name: str) -> int:
     status = pathlib.Path("/proc/self/status").read_text()
     return int(re.search(rf"{name}:\s*(\d+) kB", status)[1])
@@ -122,13 +133,7 @@ def main() -> None:
             {kind: run.fit() for kind, run in runs.items()}
             for _ in range(arguments.rounds + 1)
         ]
-        peaks = {}
-        for kind in runs:
-            command = [sys.executable, __file__, "--memory-of", network, kind]
-            output = subprocess.run(
-                command, capture_output=True, text=True, check=True
-            ).stdout
-            peaks[kind] = int(output.split("kB:")[1])
+        peaks = {kind: growth_of(__file__, network, kind) for kind in runs}
         for kind in runs:
             # The first round compiles.
             cost = [s[kind] / s["training"] for s in seconds[1:]]

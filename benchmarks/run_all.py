@@ -30,6 +30,7 @@ from defaults import dense
 from defaults import normalized
 from defaults import vgg
 from hypergradient import growth
+from hypergradient import growth_of
 
 import keras_crossreg as kcr
 
@@ -216,11 +217,7 @@ def memory(rounds: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     first = None
     for setting in (dict(num_samples=16), dict(num_samples=64), ALL_IN_ONE):
-        command = [sys.executable, __file__, "--memory-of", json.dumps(setting)]
-        output = subprocess.run(
-            command, capture_output=True, text=True, check=True
-        ).stdout
-        peak = int(output.split("kB:")[1])
+        peak = growth_of(__file__, json.dumps(setting))
         first = first or peak
         label = ", ".join(f"{name}={value}" for name, value in setting.items())
         found[f"VGG: {label}"] = spread(np.array([peak / first]))
