@@ -125,6 +125,20 @@ class Rows(keras.layers.Layer):
         return inputs
 
 
+class Factor(kcr.layers.RhoLayer):
+    """Multiplies by its rho, in training too, and draws no noise."""
+
+    def __init__(self, start, **kwargs):
+        super().__init__(**kwargs)
+        self.start = start
+
+    def build(self, input_shape):
+        self.rho = self.add_rho("factor", start=self.start)
+
+    def call(self, inputs, training=False, sampling=None):
+        return inputs * self.rho_value(self.rho, sampling)
+
+
 class Recorder(kcr.layers.RhoLayer):
     """Notes the first feature of the examples that it is called with."""
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import scipy.optimize
 import tensorflow as tf
+from helpers import Factor
 from helpers import assert_same
 from helpers import compile_model
 from helpers import fit
@@ -144,14 +145,6 @@ def test_implicit_where_theta_have_not_arrived():
 
 def test_implicit_with_a_penalty_of_keras():
     """`y_hat = rho w . x`, and `c |w|^2` in training alone."""
-
-    class Factor(kcr.layers.RhoLayer):
-        def build(self, input_shape):
-            self.rho = self.add_rho("factor", start=0.7)
-
-        def call(self, inputs, training=False, sampling=None):
-            return inputs * self.rho_value(self.rho, sampling)
-
     x, y, reg_x, reg_y = problem(condition=10)
     c = 0.1
 
@@ -168,7 +161,7 @@ def test_implicit_with_a_penalty_of_keras():
     dense = keras.layers.Dense(
         1, use_bias=False, kernel_regularizer=keras.regularizers.L2(c)
     )
-    model = kcr.CrossRegModel(inputs, dense(Factor()(inputs)))
+    model = kcr.CrossRegModel(inputs, dense(Factor(0.7)(inputs)))
     dense.kernel.assign(weights(0.7)[:, None])
     compile_model(
         model,

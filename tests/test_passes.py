@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import Factor
 from helpers import Rows
 from helpers import compile_model
 from helpers import make_data
@@ -85,14 +86,6 @@ def test_gradient_is_that_of_the_same_samples_in_one(mode):
 
 def test_a_complexity_has_the_gradient_of_one_pass():
     """Without noise that differs between passes and calls."""
-
-    class Half(kcr.layers.RhoLayer):
-        def build(self, input_shape):
-            self.rho = self.add_rho("half", start=0.5)
-
-        def call(self, inputs, training=False, sampling=None):
-            return inputs * self.rho_value(self.rho, sampling)
-
     gradients = []
     for samples_per_pass in (9, 4, 1):
         keras.utils.set_random_seed(0)
@@ -100,7 +93,7 @@ def test_a_complexity_has_the_gradient_of_one_pass():
         x = keras.layers.Dense(
             4, kernel_regularizer=kcr.regularizers.LearnedL2()
         )(inputs)
-        x = keras.layers.Dense(1, kernel_regularizer="l2")(Half()(x))
+        x = keras.layers.Dense(1, kernel_regularizer="l2")(Factor(0.5)(x))
         model = compile_model(
             kcr.CrossRegModel(inputs, x),
             loss="mse",
