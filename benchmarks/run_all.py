@@ -115,10 +115,13 @@ def noise(rounds: int) -> dict[str, Any]:
         "keras.random.normal": lambda: keras.random.normal(
             shape, seed=generator
         ),
-        "sampling": lambda: kcr.random.normal(shape, generator, "float32"),
-        "training": lambda: kcr.random.normal(
-            shape, generator, "float32", kcr.random.TRAINING_REUSE
+        "all different": lambda: kcr.random.normal(
+            shape, generator, "float32", reuse=1
         ),
+        "sampling": lambda: kcr.random.normal(
+            shape, generator, "float32", num_samples=16
+        ),
+        "training": lambda: kcr.random.normal(shape, generator, "float32"),
     }
     cases: Cases = {k: tf.function(kind) for k, kind in kinds.items()}
     for kind in ("sampling", "training"):
@@ -420,7 +423,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.memory_of:
         setting = json.loads(arguments.memory_of)
-        run = Fit("VGG", OURS, reg_rows=16, **setting)
+        run = Fit("VGG", OURS, reg_rows=128, **setting)
         print("kB:", growth(run))
         return
     results = {}

@@ -28,6 +28,7 @@ from keras_crossreg.checks import check_integer
 from keras_crossreg.level_sets import LevelSet
 from keras_crossreg.level_sets import LevelSets
 from keras_crossreg.level_sets import write_far
+from keras_crossreg.random import sampling_pass
 from keras_crossreg.rho import human_value
 from keras_crossreg.rho import is_rho
 from keras_crossreg.rho import rho_variables_of
@@ -709,7 +710,8 @@ class CrossRegModel(Trainer, keras.Model):
         else:
             x = averaging_lib.tile(x, num_samples)
         try:
-            outputs = super().__call__(x, training=False, sampling=True)
+            with sampling_pass(num_samples):
+                outputs = super().__call__(x, training=False, sampling=True)
         finally:
             self._sampling.shared = None
         return tree.map_structure(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -15,10 +18,19 @@ __all__ = ["SeedGenerator", "normal", "uniform"]
 
 # Odd and large: seeds that a user counts up stay apart on all replicas.
 _STRIDE = 1_000_003
-# Numbers that repeat, at the least, and how often in a training step: four
+# Numbers of a batch that differ, at the least, and how often each repeats: four
 # times takes most of what there is to win, and a batch has dozens of examples.
-_SMALLEST_BLOCK = 8192
-TRAINING_REUSE = 4
+_FEWEST = 8192
+REUSE = 4
+
+
+class _Pass(threading.local):
+    """Of a thread: a strategy traces its replicas in several."""
+
+    num_samples: int | None = None
+
+
+_PASS = _Pass()
 
 
 class SeedGenerator(keras.random.SeedGenerator):
@@ -49,8 +61,27 @@ class SeedGenerator(keras.random.SeedGenerator):
         return seed + ops.stack([offset, ops.zeros_like(offset)])
 
 
+@contextlib.contextmanager
+def sampling_pass(num_samples: int) -> Iterator[None]:
+    """Within, noise is of batches that hold K samples of every example."""
+    before, _PASS.num_samples = _PASS.num_samples, num_samples
+    try:
+        yield
+    finally:
+        _PASS.num_samples = before
+
+
+def samples_in_pass() -> int | None:
+    """The K of the sampling pass that runs, if it is one of a model."""
+    return _PASS.num_samples
+
+
 def normal(
-    shape: Any, seed: keras.random.SeedGenerator, dtype: str, reuse: int = 1
+    shape: Any,
+    seed: keras.random.SeedGenerator,
+    dtype: str,
+    num_samples: int | None = 1,
+    reuse: int = REUSE,
 ) -> Any:
     """Standard normal numbers by the Box-Muller transform.
 
@@ -58,21 +89,24 @@ def normal(
     numbers a second. Two uniform numbers `u, v` give two independent normal
     ones, `sqrt(-2 log u) cos(2 pi v)` and `sqrt(-2 log u) sin(2 pi v)`.
 
-    With `reuse` above 1, about that many examples share each number, which
-    then costs as much less: the batch is made of as many blocks, which hold
-    the same numbers, each block rotated by an offset that is drawn anew and
-    every other one with the opposite sign. Every number is still normal; all
-    numbers of one example are still independent, and so are those of two
-    calls. Two numbers of different examples are independent but for a chance
-    of one in the size of a block that they are equal or opposite. For a
-    training step, that is, whose gradient is a sum over examples; samples of
-    one example, which are averaged, shall have `reuse=1`.
+    About `reuse` examples share each number, which then costs as much less:
+    the batch is made of as many blocks, which hold the same numbers, each
+    block rotated by an offset that is drawn anew and every other one with the
+    opposite sign. Every number is still normal; all numbers of one example
+    are still independent, and so are those of two calls. Two numbers of
+    different examples are independent but for a chance of one in the size of
+    a block that they are equal or opposite. That is for sums over examples:
+    the gradients of theta and of rho. The samples of one example, which are
+    averaged, share none: each sample of the batch has blocks of its own.
 
     Args:
         shape: Shape of the result, dynamic or not, of rank 1 or more; the
             first axis is that of the examples.
         seed: A `keras.random.SeedGenerator`.
         dtype: Dtype of the result. The numbers are made in float32 or wider.
+        num_samples: Integer, how many samples of every example the batch
+            holds, the first of all examples before the second of any. `None`
+            where that is not known: then no number is used twice.
         reuse: Integer, how often to use each number. Small tensors have
             numbers of their own all the same.
 
@@ -85,26 +119,35 @@ def normal(
     """
     wide = "float64" if dtype == "float64" else "float32"
     size = math.prod(shape[1:])
-    rows = _ceil_div(shape[0], 2)
+    if num_samples is None:
+        num_samples = reuse = 1
+    # Of one sample, each row of numbers one of cosines and one of sines.
+    length = _ceil_div(shape[0], num_samples) * size
+    rows = _ceil_div(_ceil_div(shape[0], num_samples), 2)
     if reuse > 1:
-        least = _ceil_div(_SMALLEST_BLOCK, ops.maximum(2 * size, 1))
+        of_a_row = ops.maximum(2 * size * num_samples, 1)
+        least = _ceil_div(_FEWEST, of_a_row)
         share = ops.maximum(_ceil_div(rows, reuse), least)
         rows = ops.minimum(rows, share)
-    u = uniform((2, rows * size), seed, wide)
+    u = uniform((2, num_samples, rows * size), seed, wide)
     # `uniform` may be 0 but never 1.
     radius = ops.sqrt(-2.0 * ops.log1p(-u[0]))
     angle = (2.0 * math.pi) * u[1]
-    flat = ops.concatenate([radius * ops.cos(angle), radius * ops.sin(angle)])
+    blocks = [radius * ops.cos(angle), radius * ops.sin(angle)]
     if reuse > 1:
-        length = ops.cast(2 * rows * size, wide)
-        offsets = ops.cast(uniform((reuse - 1,), seed, wide) * length, "int32")
-        signed = [-flat, flat]
-        rolled = [
-            ops.roll(signed[i % 2], offsets[i], axis=0)
+        block = ops.concatenate(blocks, axis=1)
+        size_of_block = ops.cast(2 * rows * size, wide)
+        offsets = uniform((reuse - 1,), seed, wide) * size_of_block
+        offsets = ops.cast(offsets, "int32")
+        signed = [-block, block]
+        blocks = [block]
+        blocks += [
+            ops.roll(signed[i % 2], offsets[i], axis=1)
             for i in range(reuse - 1)
         ]
-        flat = ops.concatenate([flat, *rolled])
-    return ops.cast(ops.reshape(flat[: shape[0] * size], shape), dtype)
+    numbers = ops.concatenate(blocks, axis=1)[:, :length]
+    flat = ops.reshape(numbers, (-1,))[: shape[0] * size]
+    return ops.cast(ops.reshape(flat, shape), dtype)
 
 
 def _ceil_div(a: Any, b: Any) -> Any:

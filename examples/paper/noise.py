@@ -150,6 +150,7 @@ def curves(results: Results, runs: list[str]) -> None:
             ax.plot(np.arange(len(mean)) + 1, mean, label=run)
         ax.set_title(title)
         ax.set_xlabel("epoch")
+        ax.xaxis.get_major_locator().set_params(integer=True)
         ax.grid(alpha=0.3)
     axes[0].set_ylabel("accuracy, %")
     figure.legend(
@@ -173,6 +174,7 @@ def sigmas(results: Results, runs: list[str]) -> None:
         epochs = np.arange(len(curve)) + 1
         ax.plot(epochs, curve, color=color, label=f"layer {place + 1}")
     ax.set_xlabel("epoch")
+    ax.xaxis.get_major_locator().set_params(integer=True)
     ax.set_ylabel("learned sigma")
     ax.set_ylim(bottom=0)
     ax.grid(alpha=0.3)

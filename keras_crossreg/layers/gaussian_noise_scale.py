@@ -8,6 +8,7 @@ import keras
 from keras import ops
 
 from keras_crossreg import random
+from keras_crossreg.backend import after
 from keras_crossreg.layers.rho_layer import RhoLayer
 from keras_crossreg.layers.rho_layer import shape_of_axes
 from keras_crossreg.rho import check_start
@@ -19,9 +20,9 @@ class GaussianNoiseScale(RhoLayer):
     """Adds Gaussian noise whose scale sigma is learned on `reg_data`.
 
     `outputs = inputs + sigma * eps`, `eps ~ N(0, 1)`, independent for every
-    element of an example. In training, up to four examples of a batch share
-    the numbers, each in another place: noise costs less than half as much on
-    a CPU, and the gradient of theta is as precise. Samples that are averaged
+    element of an example. Up to four examples of a batch share the numbers,
+    each in another place: noise costs less than half as much on a CPU, and
+    gradients are as precise. The samples of one example, which are averaged,
     share none. Put it behind a normalization without a trainable scale, e.g.
     `BatchNormalization(center=False, scale=False)`, and before the
     activation: anything else can outgrow the noise. Where nothing normalizes,
@@ -115,12 +116,14 @@ class GaussianNoiseScale(RhoLayer):
         # The gradient of sigma is a sum over all elements: too long for
         # sixteen bits.
         dtype = keras.backend.result_type(inputs.dtype, "float32")
-        eps = random.normal(
-            ops.shape(inputs),
-            seed=self.seed_generator,
-            dtype=dtype,
-            reuse=1 if sampling else random.TRAINING_REUSE,
-        )
+        # Not before its turn, when it would only take memory.
+        with after(inputs):
+            eps = random.normal(
+                ops.shape(inputs),
+                seed=self.seed_generator,
+                dtype=dtype,
+                num_samples=random.samples_in_pass() if sampling else 1,
+            )
         return inputs + ops.cast(ops.cast(sigma, dtype) * eps, inputs.dtype)
 
     def _unit(self, inputs: Any) -> Any:
