@@ -121,9 +121,9 @@ def normal(
     size = math.prod(shape[1:])
     if num_samples is None:
         num_samples = reuse = 1
-    # Of one sample, each row of numbers one of cosines and one of sines.
-    length = _ceil_div(shape[0], num_samples) * size
-    rows = _ceil_div(_ceil_div(shape[0], num_samples), 2)
+    examples = _ceil_div(shape[0], num_samples)
+    # Each makes two of numbers: one of cosines, and one of sines.
+    rows = _ceil_div(examples, 2)
     if reuse > 1:
         of_a_row = ops.maximum(2 * size * num_samples, 1)
         least = _ceil_div(_FEWEST, of_a_row)
@@ -136,16 +136,15 @@ def normal(
     blocks = [radius * ops.cos(angle), radius * ops.sin(angle)]
     if reuse > 1:
         block = ops.concatenate(blocks, axis=1)
-        size_of_block = ops.cast(2 * rows * size, wide)
-        offsets = uniform((reuse - 1,), seed, wide) * size_of_block
-        offsets = ops.cast(offsets, "int32")
+        length = ops.cast(2 * rows * size, wide)
+        offsets = ops.cast(uniform((reuse - 1,), seed, wide) * length, "int32")
         signed = [-block, block]
         blocks = [block]
         blocks += [
             ops.roll(signed[i % 2], offsets[i], axis=1)
             for i in range(reuse - 1)
         ]
-    numbers = ops.concatenate(blocks, axis=1)[:, :length]
+    numbers = ops.concatenate(blocks, axis=1)[:, : examples * size]
     flat = ops.reshape(numbers, (-1,))[: shape[0] * size]
     return ops.cast(ops.reshape(flat, shape), dtype)
 

@@ -13,7 +13,7 @@ One row changes one thing of the defaults, K = 16 and r = 12:
   the noise, in one step. Nothing is held out.
 
     python examples/paper/ablation.py --scale smoke     # seconds
-    python examples/paper/ablation.py                   # half an hour
+    python examples/paper/ablation.py                   # 20 minutes
 """
 
 from __future__ import annotations

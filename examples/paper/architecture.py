@@ -6,7 +6,7 @@ is learned is then taken away in prediction: how much of the function is in the
 noise? Batch statistics stay those of training, with noise.
 
     python examples/paper/architecture.py --scale smoke     # seconds
-    python examples/paper/architecture.py                   # 20 minutes
+    python examples/paper/architecture.py                   # 10 minutes
 """
 
 from __future__ import annotations

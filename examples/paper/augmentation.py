@@ -9,7 +9,7 @@ circle before: to turn them further changes no label that could be told. Digits
 are of 8 by 8 pixels, at most 1,000 to train on and 200 for regularization.
 
     python examples/paper/augmentation.py --scale smoke     # seconds
-    python examples/paper/augmentation.py                   # 20 minutes
+    python examples/paper/augmentation.py                   # 10 minutes
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ what rho lose to a small set grows with their number k over the size m of the
 set, as sqrt(k / m). Without regularization, all of the data are trained on.
 
     python examples/paper/regularization_set_size.py --scale smoke  # seconds
-    python examples/paper/regularization_set_size.py                # 30 minutes
+    python examples/paper/regularization_set_size.py                # 20 minutes
 """
 
 from __future__ import annotations
