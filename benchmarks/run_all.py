@@ -223,8 +223,8 @@ def fit(rounds: int) -> dict[str, Any]:
 def defaults_cost(rounds: int) -> dict[str, Any]:
     """Of `fit` with all defaults, over training without noise.
 
-    On the network of `defaults.py --data cifar10`. The run that learns holds a tenth as much out
-    as it trains on; the baseline and the refit have all of it.
+    On the network of `defaults.py --data cifar10`. The run that learns holds
+    a tenth as much out as it trains on; the baseline and the refit have all.
     """
     network = ((32, 32, 3), vgg([32, 32, 64, 64, 128, 128], 128), BATCH_SIZE)
     steps = 24  # And a rho step every 12.

@@ -1,6 +1,10 @@
 """Settings of the whole suite."""
 
 import gc
+import os
+
+# Before TensorFlow. Workers of pytest are as many as there are cores.
+os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 
 import keras_crossreg  # noqa: F401
 
