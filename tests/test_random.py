@@ -229,44 +229,54 @@ def test_examples_are_independent_but_for_a_chance(batches):
             assert abs(correlation) < 5 / np.sqrt(y[:, 0].size)
 
 
-def test_gradients_of_theta_are_as_precise():
-    # The gradient of a linear layer behind the noise, for targets y: its
-    # variance over draws of the noise, summed over the 200 units, must not
-    # rise. The shares of the units are nearly independent, so that the
-    # relative standard error is about sqrt(2 / (200 * 60)) = 1 %; we allow 10
-    # of it. With all blocks in step and of one sign it would be 4 times as
-    # large.
+@pytest.fixture(scope="module")
+def layer():
+    """Inputs and weights of a linear layer behind noisy units, and targets."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(EXAMPLES, UNITS))
     w = rng.normal(size=UNITS) / np.sqrt(UNITS)
-    y = rng.normal(size=EXAMPLES)
-    spread = {}
-    for reuse in (1, REUSE):
-        gradients = []
-        for seed in range(60):
-            eps = draw((EXAMPLES, UNITS), seed=seed, reuse=reuse)
-            h = np.maximum(x + eps, 0)
-            gradients.append((h @ w - y) @ h / EXAMPLES)
-        spread[reuse] = np.var(gradients, axis=0).sum()
-    assert spread[REUSE] < 1.1 * spread[1]
+    return x, w, rng.normal(size=EXAMPLES)
 
 
-def test_gradients_of_rho_are_as_precise():
-    # Of a sigma for each of the 200 units, for predictions that average four
+def variance(gradient):
+    """Over 60 draws of the noise, by their seed; summed over the units."""
+    return np.var([gradient(seed) for seed in range(60)], axis=0).sum()
+
+
+def test_gradients_of_theta_are_as_precise(layer):
+    # Their variance must not rise. The shares of the units are nearly
+    # independent, so that the relative standard error is about
+    # sqrt(2 / (200 * 60)) = 1 %; we allow 10 of it. With all blocks in step
+    # and of one sign it would be 4 times as large.
+    x, w, y = layer
+
+    def gradient(seed, reuse):
+        eps = draw((EXAMPLES, UNITS), seed=seed, reuse=reuse)
+        h = np.maximum(x + eps, 0)
+        return (h @ w - y) @ h / EXAMPLES
+
+    alone, shared = (
+        variance(lambda seed, r=reuse: gradient(seed, r))
+        for reuse in (1, REUSE)
+    )
+    assert shared < 1.1 * alone
+
+
+def test_gradients_of_rho_are_as_precise(layer):
+    # Of a sigma for each of the units, for predictions that average four
     # samples. The standard error of the ratio is 4 %; over 400 draws it was
     # 0.99 with one of 1 %.
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(EXAMPLES, UNITS))
-    w = rng.normal(size=UNITS) / np.sqrt(UNITS)
-    y = rng.normal(size=EXAMPLES)
-    spread = {}
-    for num_samples in (None, SAMPLES):
-        gradients = []
-        for seed in range(60):
-            eps = shared_in_samples(seed, num_samples)
-            is_positive = x + 0.3 * eps > 0
-            residual = ((x + 0.3 * eps) * is_positive @ w).mean(0) - y
-            by_sigma = (is_positive * eps * w).mean(0)
-            gradients.append(residual @ by_sigma / EXAMPLES)
-        spread[num_samples] = np.var(gradients, axis=0).sum()
-    assert spread[SAMPLES] < 1.1 * spread[None]
+    x, w, y = layer
+
+    def gradient(seed, num_samples):
+        eps = shared_in_samples(seed, num_samples)
+        is_positive = x + 0.3 * eps > 0
+        residual = ((x + 0.3 * eps) * is_positive @ w).mean(0) - y
+        by_sigma = (is_positive * eps * w).mean(0)
+        return residual @ by_sigma / EXAMPLES
+
+    alone, shared = (
+        variance(lambda seed, k=num_samples: gradient(seed, k))
+        for num_samples in (None, SAMPLES)
+    )
+    assert shared < 1.1 * alone

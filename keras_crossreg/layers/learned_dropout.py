@@ -8,6 +8,7 @@ import keras
 from keras import ops
 
 from keras_crossreg import random
+from keras_crossreg.backend import after
 from keras_crossreg.layers.rho_layer import RhoLayer
 from keras_crossreg.layers.rho_layer import shape_of_axes
 from keras_crossreg.rho import RATE
@@ -150,7 +151,11 @@ class LearnedDropout(RhoLayer):
         rho = ops.convert_to_tensor(self.rho)
         fixed = ops.stop_gradient(rho)
         keep = ops.maximum(ops.sigmoid(-fixed), _SMALLEST_KEEP)
-        uniform = random.uniform(self._mask_shape(inputs), self.seed_generator)
+        # Not before its turn, when it would only take memory.
+        with after(inputs):
+            uniform = random.uniform(
+                self._mask_shape(inputs), self.seed_generator
+            )
         dropped = _LEFT - 1.0 if sampling else -1.0
         noise = ops.where(uniform < keep, 1.0 / keep - 1.0, dropped)
         if sampling:
