@@ -31,6 +31,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import defaults
 import keras
 import numpy as np
+import population
 import rich.box
 import rich.console
 import rich.table
@@ -46,8 +47,6 @@ except ImportError as error:
     ) from error
 
 SAMPLES = 32
-# Epochs between two selections in a population.
-GENERATION = 2
 Row = dict[str, Any]
 
 
@@ -347,164 +346,34 @@ def learned(start: float | None = None) -> Callable[..., dict[str, Row]]:
     return run
 
 
-def ray_tune() -> Any:
-    """Ray Tune, which nothing but a population needs."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-    try:
-        from ray import tune
-    except ImportError as error:
-        raise SystemExit(
-            "Population based training needs Ray Tune: "
-            "pip install 'keras-crossreg[search]'"
-        ) from error
-    return tune
-
-
-def member(tune: Any, problem: Problem) -> Any:
-    """What Ray trains, a generation a step; one process takes turns."""
-
-    class Member(tune.Trainable):
-        def setup(self, config: Row, problem: Problem) -> None:
-            tf.config.threading.set_intra_op_parallelism_threads(1)
-            keras.utils.set_random_seed(problem.seed)
-            self.problem = problem
-            self.model = self.untrained()
-            # Ray starts a process for every generation. It compiles here.
-            few = [a[: problem.data["batch_size"]] for a in problem.train]
-            self.model.fit(*few, **problem.fit)
-            self.model.evaluate(*problem.reg, verbose=0)
-            self.reset_config(config)
-            self.clock = Clock()
-
-        def untrained(self) -> kcr.CrossRegModel:
-            model = self.problem.model(
-                lambda i: self.problem.regularizer.learned(),
-                len(self.problem.train[0]),
-            )
-            model.freeze_rho()
-            model.optimizer.build(model.trainable_variables)
-            return model
-
-        def reset_config(self, config: Row) -> bool:
-            """Goes on with another member, whose state is loaded, if any."""
-            fresh = self.untrained()
-            self.model.set_weights(fresh.get_weights())
-            state = self.model.optimizer.variables, fresh.optimizer.variables
-            for variable, value in zip(*state, strict=True):
-                variable.assign(value)
-            return True
-
-        def step(self) -> Row:
-            keras.utils.set_random_seed(
-                self.problem.seed + 1000 * (self.iteration + 1)
-            )
-            paths = self.model.get_rho()
-            rates = [self.config[f"rate_{i}"] for i in range(len(paths))]
-            self.model.set_rho(dict(zip(paths, rates, strict=True)))
-            first = self.iteration * GENERATION
-            last = min(first + GENERATION, self.problem.epochs)
-            self.model.fit(
-                *self.problem.train,
-                initial_epoch=first,
-                epochs=last,
-                **self.problem.fit,
-            )
-            nll = self.model.evaluate(*self.problem.reg, verbose=0)
-            # Of all that this process did since the last one.
-            spent = self.clock.row()["cpu_seconds"]
-            self.clock = Clock()
-            return dict(rates=rates, epochs=last, nll=nll, cpu_seconds=spent)
-
-        def save_checkpoint(self, checkpoint_dir: str) -> None:
-            self.model.save_weights(f"{checkpoint_dir}/state.weights.h5")
-
-        def load_checkpoint(self, checkpoint: str) -> None:
-            # With the state of the optimizer. The rates are set in a step.
-            self.model.load_weights(f"{checkpoint}/state.weights.h5")
-
-    return tune.with_parameters(Member, problem=problem)
-
-
-def evolved(problem: Problem, size: int, folder: str) -> tuple[Any, list[Row]]:
-    """The best member at the end, and what all reported until then."""
-    tune = ray_tune()
-    import ray
-    from ray.tune.schedulers import PopulationBasedTraining
-
-    kind = problem.regularizer
-    domain = {"linear": tune.uniform, "log": tune.loguniform}[kind.sampling]
-    space = {
-        f"rate_{i}": domain(kind.low, kind.high) for i in range(problem.layers)
-    }
-
-    class Reports(tune.Callback, list):
-        def on_trial_result(self, *args: Any, result: Row, **_: Any) -> None:
-            self.append(result)
-
-    def within(config: Row) -> Row:
-        rates = np.clip(list(config.values()), kind.low, kind.high)
-        return dict(zip(config, rates.tolist(), strict=True))
-
-    scheduler = PopulationBasedTraining(
-        time_attr="training_iteration",
-        perturbation_interval=1,
-        hyperparam_mutations=space,
-        custom_explore_fn=within,
-        synch=True,
-    )
-    reports = Reports()
-    tuner = tune.Tuner(
-        member(tune, problem),
-        param_space=space,
-        tune_config=tune.TuneConfig(
-            metric="nll",
-            mode="min",
-            num_samples=size,
-            scheduler=scheduler,
-            reuse_actors=True,
-        ),
-        run_config=tune.RunConfig(
-            storage_path=folder,
-            verbose=0,
-            callbacks=[reports],
-            stop={"training_iteration": -(-problem.epochs // GENERATION)},
-            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=True),
-        ),
-    )
-    quiet = dict(include_dashboard=False, log_to_driver=False)
-    with ray.init(num_cpus=1, logging_level="error", **quiet):
-        results = tuner.fit()
-    for error in results.errors:
-        raise error
-    return results.get_best_result(scope="last"), reports
-
-
 def population_based(size: int) -> Callable[..., dict[str, Row]]:
     """The best member of a population; a network with its last rates."""
 
     def run(problem: Problem, trials: int) -> dict[str, Row]:
+        kind = problem.regularizer
+        breed = population.Breed(
+            lambda: problem.model(
+                lambda i: kind.learned(), len(problem.train[0])
+            ),
+            problem.train,
+            problem.reg,
+            epochs=problem.epochs,
+            batch_size=problem.data["batch_size"],
+            low=kind.low,
+            high=kind.high,
+            log=kind.sampling == "log",
+            seed=problem.seed,
+        )
         begin = Clock()
-        with tempfile.TemporaryDirectory() as folder:
-            best, reports = evolved(problem, size, folder)
-            model = defaults.build(problem.data, problem.regularizer.learned)
-            model.load_weights(f"{best.checkpoint.path}/state.weights.h5")
+        model, rates, reports = population.evolved(breed, size)
         row = begin.row()
-        row["cpu_seconds"] = round(sum(r["cpu_seconds"] for r in reports), 2)
-        rates = best.metrics["rates"]
+        spent = sum(report.pop("cpu_seconds") for report in reports)
+        row["cpu_seconds"] = round(spent, 2)
         begin = Clock()
         final = problem.final(rates)
         more = begin.row()
         again = {key: round(row[key] + more[key], 2) for key in more}
-        row["trials"] = [
-            dict(
-                member=int(r["trial_id"].split("_")[-1]),
-                rates=r["rates"],
-                epochs=r["epochs"],
-                nll=r["nll"],
-            )
-            for r in reports
-        ]
+        row["trials"] = [r | dict(nll=r.pop("loss")) for r in reports]
         return {
             "": row | problem.both_scores(model, rates),
             ", refitted": again | problem.both_scores(final, rates),
@@ -615,7 +484,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--epochs", type=int, help="default: of the data set")
     options = parser.parse_args(arguments)
     if any(name.startswith("PBT") for name in options.run):
-        ray_tune()
+        population.ray_tune()
     # Processor time in parallel threads depends on who else runs.
     tf.config.threading.set_intra_op_parallelism_threads(1)
     setting = dict(data=options.data, regularizer=options.regularizer)

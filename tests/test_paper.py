@@ -119,11 +119,23 @@ def test_noise_and_what_it_costs(run, script, monkeypatch, capsys):
     assert "Seed" not in capsys.readouterr().out
 
 
-def test_noise_says_what_is_missing(script, monkeypatch):
-    monkeypatch.setitem(sys.modules, "keras_tuner", None)
+@ignore_warnings
+def test_noise_breeds_a_population(run):
+    pytest.importorskip("keras_tuner")
+    pytest.importorskip("ray.tune")
+    plain, bred = run("noise", "no regularization", "PBT, population 4")
+    assert bred["passes"] == 4 * 2 * 192
+    assert bred["seconds"] > bred["training"] > 0
+    assert len(set(bred["rho"])) == 3
+    assert all(0.03 <= sigma <= 3 for sigma in bred["rho"])
+
+
+@pytest.mark.parametrize("missing", ["keras_tuner", "ray"])
+def test_noise_says_what_is_missing(script, monkeypatch, missing):
+    monkeypatch.setitem(sys.modules, missing, None)
     monkeypatch.delitem(sys.modules, "noise", raising=False)
     with pytest.raises(SystemExit, match=r"keras-crossreg\[search\]"):
-        script("noise")
+        script("noise").command(["--scale", "smoke"])
 
 
 @ignore_warnings

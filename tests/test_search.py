@@ -3,7 +3,6 @@
 import functools
 import importlib
 import json
-import os
 import pathlib
 import sys
 
@@ -23,8 +22,6 @@ SCORES = ("accuracy", "nll", "ece")
 def search(monkeypatch):
     """The script, on few digits."""
     monkeypatch.syspath_prepend(BENCHMARKS)
-    # The processes of Ray import it too.
-    monkeypatch.setenv("PYTHONPATH", str(BENCHMARKS), prepend=os.pathsep)
     script = importlib.import_module("search")
 
     def few():
@@ -94,13 +91,13 @@ def test_hyperband_goes_on_where_a_trial_stopped(search, monkeypatch):
 def test_the_worst_of_a_population_goes_on_from_the_best(search):
     pytest.importorskip("ray.tune")
     problem = search.Problem("digits", search.Noise, 0)
-    problem.epochs = 2 * search.GENERATION
+    problem.epochs = 2 * search.population.GENERATION
     # On what it was selected by.
     problem.test = problem.reg
     rows = search.population_based(4)(problem, 0)
     row, final = rows[""], rows[", refitted"]
     lengths = [trial["epochs"] for trial in row["trials"]]
-    assert lengths == 4 * [search.GENERATION] + 4 * [problem.epochs]
+    assert lengths == 4 * [search.population.GENERATION] + 4 * [problem.epochs]
     first = sorted(row["trials"][:4], key=lambda trial: trial["nll"])
     last = {trial["member"]: trial for trial in row["trials"][4:]}
     kept = [trial["rates"] == last[trial["member"]]["rates"] for trial in first]

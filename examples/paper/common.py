@@ -167,7 +167,8 @@ class Experiment:
 
     `train` and `reg` are `(x, y)`; `everything` is both, for what has no use
     for a regularization set. Images are standardized to about -2 to 2.
-    `spent` counts the seconds of training and the examples trained on.
+    `spent` counts the seconds of training, those of other processes
+    ("elsewhere") and the examples trained on.
     """
 
     def __init__(self, scale: Scale, seed: int, name: str = "cifar10") -> None:
@@ -232,20 +233,18 @@ class Experiment:
         model.freeze_rho()
         return model
 
-    def fit(
+    def compile(
         self,
         model: kcr.CrossRegModel,
         data: Any,
         settings: Row | None = None,
-        **kwargs: Any,
     ) -> kcr.CrossRegModel:
-        """Compiles and trains: Adam, its learning rate by cosine decay.
+        """For Adam, its learning rate by cosine decay over a training.
 
         Args:
-            model: Is returned, trained.
-            data: `(x, y)`.
+            model: Is returned, compiled.
+            data: `(x, y)` of the training.
             settings: More arguments of `compile`.
-            **kwargs: More arguments of `fit`.
         """
         steps = -(-len(data[0]) // self.scale.batch_size) * self.scale.epochs
         model.compile(
@@ -257,6 +256,24 @@ class Experiment:
             eval_num_samples=self.scale.samples,
             **settings or {},
         )
+        return model
+
+    def fit(
+        self,
+        model: kcr.CrossRegModel,
+        data: Any,
+        settings: Row | None = None,
+        **kwargs: Any,
+    ) -> kcr.CrossRegModel:
+        """Compiles and trains.
+
+        Args:
+            model: Is returned, trained.
+            data: `(x, y)`.
+            settings: More arguments of `compile`.
+            **kwargs: More arguments of `fit`.
+        """
+        self.compile(model, data, settings)
         model.fit(*data, **self.fit_arguments, **kwargs)
         self.spent["examples"] += self.scale.epochs * len(data[0])
         return model
@@ -485,12 +502,14 @@ def train_missing(
             row = run(experiment)
             if not isinstance(row, dict):
                 row = experiment.scores(row)
+            spent = experiment.spent
+            seconds = clock() - begin + spent.pop("elsewhere", 0)
             results.add(
                 data=experiment.name,
                 run=name,
                 seed=seed,
-                seconds=round(clock() - begin, 1),
-                **{k: round(v, 1) for k, v in experiment.spent.items()},
+                seconds=round(seconds, 1),
+                **{k: round(v, 1) for k, v in spent.items()},
                 **row,
             )
             keras.utils.clear_session()
