@@ -73,6 +73,7 @@ class Run:
             "sparse_categorical_crossentropy",
             num_samples=NUM_SAMPLES,
             reg_freq=1,
+            reg_warmup=0,
             hypergradient=hypergradient or "direct",
         )
         rng = np.random.default_rng(0)

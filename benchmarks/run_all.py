@@ -156,7 +156,10 @@ class Fit:
         if isinstance(network, str):
             network = NETWORKS[network]
         shape, body, rows = network
-        settings |= dict(num_samples=num_samples or 8, reg_freq=reg_freq)
+        # Rho steps from the first on: these runs are short.
+        settings |= dict(
+            num_samples=num_samples or 8, reg_freq=reg_freq, reg_warmup=0
+        )
         self.model = model_of(shape, body, noise, **settings)
         x = np.random.default_rng(0).normal(size=(steps * rows, *shape))
         x, y = x.astype("float32"), np.arange(steps * rows) % 10

@@ -32,6 +32,7 @@ def setup(namespace):
         "sparse_categorical_crossentropy",
         metrics=["accuracy"],
         reg_freq=4,
+        reg_warmup=0,
         run_eagerly=True,
     )
     model.fit(

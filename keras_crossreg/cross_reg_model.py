@@ -52,7 +52,7 @@ DEFAULT_SAMPLES_PER_PASS = 16
 DEFAULTS = dict(
     num_samples=DEFAULT_NUM_SAMPLES,
     reg_freq=None,
-    reg_warmup=0,
+    reg_warmup=None,
     averaging="auto",
     hypergradient="direct",
     eval_num_samples=DEFAULT_NUM_SAMPLES,
@@ -73,9 +73,9 @@ class Regularization:
     ) -> None:
         self.settings = {**DEFAULTS, **settings}
         self.num_samples: int = self.settings["num_samples"]
-        # `fit` sets it where it is `None`.
+        # `fit` sets these two where they are `None`.
         self.reg_freq: int | None = self.settings["reg_freq"]
-        self.reg_warmup: int = self.settings["reg_warmup"]
+        self.reg_warmup: int | None = self.settings["reg_warmup"]
         self.averaging: Any = self.settings["averaging"]
         self.eval_num_samples: int = self.settings["eval_num_samples"]
         self.samples_per_pass: int = self.settings["samples_per_pass"]
@@ -245,7 +245,7 @@ class CrossRegModel(Trainer, keras.Model):
         rho_optimizer: Any = None,
         num_samples: int = DEFAULT_NUM_SAMPLES,
         reg_freq: int | None = None,
-        reg_warmup: int = 0,
+        reg_warmup: int | None = None,
         averaging: Any = "auto",
         hypergradient: Any = "direct",
         eval_num_samples: int | None = None,
@@ -277,7 +277,12 @@ class CrossRegModel(Trainer, keras.Model):
                 `B_reg` and training batches of `B` examples. With the other
                 defaults, 12. Defaults to `None`.
             reg_warmup: Integer, not negative. Training steps before rho start
-                to learn. Defaults to `0`.
+                to learn. `None`: until the moving averages that predictions
+                are normalized by have come up with theta, `2 / (1 -
+                momentum)` for the largest `momentum` of the trainable
+                `keras.layers.BatchNormalization` layers, 200 with Keras's
+                default, but at most a quarter of the training where `fit`
+                knows its length; 0 without such a layer. Defaults to `None`.
             averaging: The space in which sampled predictions are averaged.
                 `"auto"`: probabilities for the classification losses (with
                 `from_logits=True` the result is the log of the averaged
@@ -318,7 +323,8 @@ class CrossRegModel(Trainer, keras.Model):
         num_samples = check_integer("num_samples", num_samples, 1)
         if reg_freq is not None:
             reg_freq = check_integer("reg_freq", reg_freq, 1)
-        reg_warmup = check_integer("reg_warmup", reg_warmup, 0)
+        if reg_warmup is not None:
+            reg_warmup = check_integer("reg_warmup", reg_warmup, 0)
         eval_num_samples = check_integer(
             "eval_num_samples", eval_num_samples, 1
         )

@@ -94,7 +94,8 @@ def warn_of_no_rho_step(steps: int, reg_freq: int, reg_warmup: int) -> None:
     warnings.warn(
         f"Rho have not learned yet: the first rho step comes after "
         f"{reg_warmup + reg_freq} training steps, and there were {steps}. "
-        "Train longer, or give `compile` a smaller `reg_freq`. "
+        "Train longer, or give `compile` a smaller `reg_freq` or "
+        "`reg_warmup`. "
         f"Received: reg_freq={reg_freq}, reg_warmup={reg_warmup}",
         stacklevel=3,
     )

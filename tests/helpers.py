@@ -64,6 +64,7 @@ def compile_model(model, **kwargs):
         loss="sparse_categorical_crossentropy",
         rho_optimizer=keras.optimizers.SGD(0.5),
         reg_freq=1,
+        reg_warmup=0,
         num_samples=2,
         run_eagerly=True,
     )

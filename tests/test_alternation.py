@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import Subclassed
 from helpers import compile_model
 from helpers import fit
 from helpers import make_data
@@ -66,6 +67,73 @@ def test_by_default_rho_steps_add_a_ninth_of_the_work(
     fit(model, epochs=8, **arguments)
     assert int(model.optimizer.iterations) == 24
     assert rho_steps(model) == 24 // expected
+
+
+@pytest.mark.parametrize(
+    ("momentum", "epochs", "expected"),
+    [
+        # 2 / (1 - momentum) steps; but not for averages that never move.
+        (0.8, 20, 10),
+        (0.9, 40, 20),
+        (0.0, 4, 2),
+        (1.0, 4, 0),
+        # A quarter of the steps there are.
+        (0.9, 4, 3),
+        (0.99, 8, 6),
+    ],
+)
+def test_by_default_rho_wait_for_moving_averages(momentum, epochs, expected):
+    model = make_model()
+    (norm,) = (la for la in model.layers if hasattr(la, "momentum"))
+    norm.momentum = momentum
+    compile_model(model, reg_warmup=None, run_eagerly=False)
+    fit(model, epochs=epochs)
+    assert rho_steps(model) == 3 * epochs - expected
+    # They have come up with theta by then.
+    fit(model)
+    assert rho_steps(model) == 3 * epochs - expected + 3
+
+
+def test_the_default_warmup_of_data_of_unknown_length():
+    model = make_model()
+    model.layers[2].momentum = 0.8
+    compile_model(model, reg_warmup=None)
+    x = tf.data.Dataset.from_tensor_slices(make_data()).batch(2)
+    # It is not known how many batches that leaves, as Keras says.
+    x = x.filter(lambda x, y: True)
+    with pytest.warns(UserWarning, match="ran out of data"):
+        fit(model, x=x, y=None, batch_size=None)
+    assert rho_steps(model) == 2
+
+
+@pytest.mark.parametrize("kind", ["frozen", "without", "zero"])
+def test_without_moving_averages_rho_do_not_wait(kind):
+    model = make_model()
+    if kind == "frozen":
+        model.layers[2].trainable = False
+    if kind == "without":
+        inputs = keras.Input((3,))
+        x = kcr.layers.GaussianNoiseScale()(inputs)
+        outputs = keras.layers.Dense(2, activation="softmax")(x)
+        model = kcr.CrossRegModel(inputs, outputs)
+    compile_model(model, reg_warmup=0 if kind == "zero" else None)
+    fit(model)
+    assert rho_steps(model) == 3
+
+
+def test_a_nested_and_a_subclassed_model_wait_too():
+    class Nested(kcr.CrossRegModel):
+        def __init__(self):
+            super().__init__()
+            self.inner = make_model(cls=keras.Model)
+
+        def call(self, inputs):
+            return self.inner(inputs)
+
+    for model in (Nested(), Subclassed()):
+        compile_model(model, reg_warmup=None)
+        fit(model, epochs=4)
+        assert rho_steps(model) == 12 - 3
 
 
 def test_counting_goes_on_over_several_fits():

@@ -84,6 +84,7 @@ def train(policy="float32", steps_per_execution=1, sigma=0.0, **mode):
         rho_optimizer=optimizers[1],
         num_samples=2,
         reg_freq=2,
+        reg_warmup=0,
         steps_per_execution=steps_per_execution,
         **mode,
     )
@@ -177,6 +178,7 @@ def make_scaled(**arguments):
         "sparse_categorical_crossentropy",
         num_samples=2,
         reg_freq=1,
+        reg_warmup=0,
         run_eagerly=True,
         **arguments,
     )
@@ -259,6 +261,7 @@ def test_one_trace_for_each_shape(mode, steps_per_execution):
         "mse",
         num_samples=2,
         reg_freq=2,
+        reg_warmup=0,
         steps_per_execution=steps_per_execution,
         **MODES[mode],
     )

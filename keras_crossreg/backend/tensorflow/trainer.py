@@ -29,6 +29,7 @@ from keras_crossreg.guards import warn_of_curvature
 from keras_crossreg.guards import warn_of_nan_monitors
 from keras_crossreg.guards import warn_of_no_rho_step
 from keras_crossreg.guards import warn_of_reg_data
+from keras_crossreg.warmup import default_reg_warmup
 
 # In the logs of a rho step, for `_run_rho_step` alone.
 IS_POSITIVE = "is_positive"
@@ -343,9 +344,11 @@ class TensorFlowTrainer:
                 validation_freq=validation_freq,
             )
 
+        steps = steps_per_epoch or num_batches(data, batch_size)
         try:
             if self.compiled:
                 data = self._prepare(data, reg_data, batch_size, reg_batch_size)
+                self._prepare_warmup(steps, epochs - initial_epoch)
                 learning = self._learning_rho()
                 watch = RhoWatch(learning, self.rho_optimizer)
                 if learning and reg_data is not None:
@@ -357,7 +360,7 @@ class TensorFlowTrainer:
                     self,
                     verbose=verbose,
                     epochs=epochs,
-                    steps=steps_per_epoch or num_batches(data, batch_size),
+                    steps=steps,
                 )
             switch = epochs - merge_epochs
             history = keras_fit(data, callbacks, initial_epoch, switch)
@@ -388,6 +391,16 @@ class TensorFlowTrainer:
             return history
         finally:
             self._finish()
+
+    def _prepare_warmup(self, steps, epochs):
+        """With `steps` an epoch, or `None`."""
+        reg = self._reg
+        reg.reg_warmup = reg.settings["reg_warmup"]
+        if reg.reg_warmup is None:
+            total = _keras.count_steps(self.optimizer) + epochs * (steps or 0)
+            reg.reg_warmup = default_reg_warmup(
+                _keras.all_layers(self), total if steps else None
+            )
 
     def _prepare(self, data, reg_data, batch_size, reg_batch_size):
         """Checks everything that can be checked before a weight moves."""
