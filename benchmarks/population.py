@@ -41,6 +41,7 @@ class Breed:
         high: The largest.
         log: Whether first rates are drawn on a logarithmic scale.
         seed: Of all that is random but the search itself.
+        clock: Whose seconds are reported.
     """
 
     untrained: Callable[[], kcr.CrossRegModel]
@@ -52,6 +53,7 @@ class Breed:
     high: float
     log: bool
     seed: int
+    clock: Callable[[], float] = time.process_time
 
     def frozen(self) -> kcr.CrossRegModel:
         """An untrained member, whose rates stay as they are."""
@@ -89,7 +91,7 @@ def evolved(
     Returns:
         The network, its rates, and of every member in every generation:
         `member`, `rates`, `epochs` until then, `loss` on the regularization
-        set and `cpu_seconds` of the generation, without those that it took to
+        set and `seconds` of the generation, without those that it took to
         start a process.
     """
     tune = ray_tune()
@@ -99,7 +101,7 @@ def evolved(
 
     class Reports(tune.Callback):
         def on_trial_result(self, *args: Any, result: Row, **_: Any) -> None:
-            names = "rates", "epochs", "loss", "cpu_seconds"
+            names = "rates", "epochs", "loss", "seconds"
             number = int(result["trial_id"].split("_")[-1])
             reports.append(
                 dict(member=number) | {name: result[name] for name in names}
@@ -180,7 +182,7 @@ def member(tune: Any, breed: Breed) -> Any:
             self.model.fit(*few, **self.fit)
             self.reg_loss()
             self.reset_config(config)
-            self.begin = time.process_time()
+            self.begin = breed.clock()
 
         def reset_config(self, config: Row) -> bool:
             """Goes on with another member, whose state is loaded, if any."""
@@ -211,9 +213,9 @@ def member(tune: Any, breed: Breed) -> Any:
             )
             loss = self.reg_loss()
             # Of all that this process did since the last one.
-            end = time.process_time()
+            end = self.breed.clock()
             spent, self.begin = end - self.begin, end
-            return dict(rates=rates, epochs=last, loss=loss, cpu_seconds=spent)
+            return dict(rates=rates, epochs=last, loss=loss, seconds=spent)
 
         def save_checkpoint(self, checkpoint_dir: str) -> None:
             self.model.save_weights(f"{checkpoint_dir}/state.weights.h5")
@@ -222,4 +224,6 @@ def member(tune: Any, breed: Breed) -> Any:
             # With the state of the optimizer. The rates are set in a step.
             self.model.load_weights(f"{checkpoint}/state.weights.h5")
 
-    return tune.with_parameters(Member, breed=breed)
+    gpus = len(tf.config.list_physical_devices("GPU"))
+    trainable = tune.with_parameters(Member, breed=breed)
+    return tune.with_resources(trainable, dict(cpu=1, gpu=min(gpus, 1)))

@@ -367,7 +367,7 @@ def population_based(size: int) -> Callable[..., dict[str, Row]]:
         begin = Clock()
         model, rates, reports = population.evolved(breed, size)
         row = begin.row()
-        spent = sum(report.pop("cpu_seconds") for report in reports)
+        spent = sum(report.pop("seconds") for report in reports)
         row["cpu_seconds"] = round(spent, 2)
         begin = Clock()
         final = problem.final(rates)

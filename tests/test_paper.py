@@ -162,6 +162,19 @@ def test_augmentation_learns_widths(run):
     assert 0 <= digits["six_nine"] <= 1
 
 
+@ignore_warnings
+def test_widths_wait_or_not(run):
+    at_once, later, fixed = run(
+        "warmup",
+        "learned from 1 px, at once, momentum 0.9",
+        "learned from 2 px",
+        "0.5 px, fixed",
+    )
+    assert at_once["translation"] != pytest.approx(1)
+    assert later["translation"] != pytest.approx(2)
+    assert fixed["translation"] == pytest.approx(0.5)
+
+
 def test_turned_digits_are_the_digits_turned(script):
     augmentation, common = script("augmentation"), script("common")
     like = common.Experiment.__new__(common.Experiment)

@@ -90,6 +90,7 @@ def test_hyperband_goes_on_where_a_trial_stopped(search, monkeypatch):
 
 def test_the_worst_of_a_population_goes_on_from_the_best(search):
     pytest.importorskip("ray.tune")
+    search.keras.utils.set_random_seed(0)  # As the command does.
     problem = search.Problem("digits", search.Noise, 0)
     problem.epochs = 2 * search.population.GENERATION
     # On what it was selected by.

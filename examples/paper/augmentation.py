@@ -45,8 +45,8 @@ def plain(experiment: Experiment) -> Row:
     return row(experiment, model)
 
 
-def augmented(experiment: Experiment) -> kcr.CrossRegModel:
-    layer = kcr.layers.LearnedAugmentation(contrast=None)
+def augmented(experiment: Experiment, **starts: float) -> kcr.CrossRegModel:
+    layer = kcr.layers.LearnedAugmentation(contrast=None, **starts)
     return experiment.build(first=layer)
 
 

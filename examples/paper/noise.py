@@ -26,6 +26,7 @@ from common import SCALES
 from common import Experiment
 from common import Results
 from common import Row
+from common import clock
 from common import dots
 from common import kcr
 from common import main
@@ -125,9 +126,10 @@ def evolved(experiment: Experiment) -> Row:
         high=MOST,
         log=True,
         seed=experiment.seed,
+        clock=clock,
     )
     model, _, reports = population.evolved(breed, MEMBERS)
-    spent = sum(report["cpu_seconds"] for report in reports)
+    spent = sum(report["seconds"] for report in reports)
     passes = MEMBERS * experiment.scale.epochs * len(experiment.train[0])
     experiment.spent.update(training=spent, elsewhere=spent, examples=passes)
     return experiment.row(model) | dict(passes=passes)
