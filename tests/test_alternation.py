@@ -1,5 +1,7 @@
 """How often rho learn, and how often the steps are traced."""
 
+import contextlib
+
 import keras
 import numpy as np
 import pytest
@@ -94,16 +96,54 @@ def test_by_default_rho_wait_for_moving_averages(momentum, epochs, expected):
     assert rho_steps(model) == 3 * epochs - expected + 3
 
 
-def test_the_default_warmup_of_data_of_unknown_length():
+class Batches(keras.utils.PyDataset):
+    """Twelve batches, or a few of an endless number."""
+
+    endless = False
+
+    @property
+    def num_batches(self):
+        return None if self.endless else 12
+
+    def __getitem__(self, i):
+        return tuple(a[:2] for a in make_data(seed=i))
+
+
+def batches(kind):
+    if kind == "PyDataset":
+        return Batches()
+    if kind == "generator":
+        return (Batches()[i] for i in range(12))
+    data = tf.data.Dataset.from_tensor_slices(make_data()).batch(2)
+    # It is not known how many batches a filter leaves.
+    return data.filter(lambda x, y: True) if kind == "filter" else data
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    # A quarter of 12 steps, where it is known that there are 12.
+    [("PyDataset", 3), ("dataset", 3), ("generator", 10), ("filter", 10)],
+)
+def test_the_default_warmup_of_data_in_batches(kind, expected):
     model = make_model()
     model.layers[2].momentum = 0.8
     compile_model(model, reg_warmup=None)
-    x = tf.data.Dataset.from_tensor_slices(make_data()).batch(2)
-    # It is not known how many batches that leaves, as Keras says.
-    x = x.filter(lambda x, y: True)
-    with pytest.warns(UserWarning, match="ran out of data"):
-        fit(model, x=x, y=None, batch_size=None)
-    assert rho_steps(model) == 2
+    warning = contextlib.nullcontext()
+    if expected == 10:
+        warning = pytest.warns(UserWarning, match="ran out of data")
+    with warning:
+        fit(model, x=batches(kind), y=None, batch_size=None)
+    assert rho_steps(model) == 12 - expected
+
+
+def test_the_default_warmup_of_an_endless_dataset():
+    model = make_model()
+    model.layers[2].momentum = 0.8
+    compile_model(model, reg_warmup=None)
+    x = Batches()
+    x.endless = True
+    fit(model, x=x, y=None, batch_size=None, steps_per_epoch=4, epochs=2)
+    assert rho_steps(model) == 8 - 2
 
 
 @pytest.mark.parametrize("kind", ["frozen", "without", "zero"])

@@ -104,15 +104,18 @@ def merge(data: Data, reg_data: Any) -> Data:
 
 
 def num_batches(data: Data, batch_size: int | None) -> int | None:
-    """Batches in an epoch of arrays or of a dataset, if it can be told."""
+    """Batches in an epoch, if it can be told."""
     x = data[0]
     if can_convert_arrays(data):
-        size = num_rows(x)
-        return -(-size // (batch_size or 32))
-    if isinstance(x, tf.data.Dataset):
-        size = int(x.cardinality())
-        return size if size > 0 else None
-    return None
+        return -(-num_rows(x) // (batch_size or 32))
+    if isinstance(x, keras.utils.PyDataset):
+        batches: int | None = x.num_batches
+        return batches
+    try:
+        # Of a `tf.data.Dataset` or a `DataLoader`.
+        return len(x)
+    except TypeError:
+        return None
 
 
 def _tensors(data: Any) -> Any:
