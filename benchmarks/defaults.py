@@ -103,12 +103,7 @@ def cifar10() -> dict[str, Any]:
 def cifar10_augmented() -> dict[str, Any]:
     """The same, with learned augmentation too where there is noise."""
     data = cifar10()
-    body = data["body"]
-
-    def augmented(x: Any, noise: Any) -> Any:
-        return body(kcr.layers.LearnedAugmentation()(x) if noise else x, noise)
-
-    data.update(body=augmented)
+    data.update(body=augmented(data["body"]))
     return data
 
 
@@ -155,6 +150,13 @@ def vgg(filters: list[int], units: int) -> Any:
         return normalized(x, noise)
 
     return body
+
+
+def augmented(body: Any) -> Any:
+    def augmented_body(x: Any, noise: Any) -> Any:
+        return body(kcr.layers.LearnedAugmentation()(x) if noise else x, noise)
+
+    return augmented_body
 
 
 def build(data: dict[str, Any], noise: Any) -> kcr.CrossRegModel:

@@ -18,10 +18,11 @@ __all__ = ["SeedGenerator", "normal", "uniform"]
 
 # Odd and large: seeds that a user counts up stay apart on all replicas.
 _STRIDE = 1_000_003
-# Numbers of a batch that differ, at the least, and how often each repeats: four
-# times takes most of what there is to win, and a batch has dozens of examples.
+# Numbers of a batch that differ, at the least, and how often each repeats:
+# eight times takes most of what there is to win, and a batch has dozens of
+# examples.
 _FEWEST = 8192
-REUSE = 4
+REUSE = 8
 
 
 class _Pass(threading.local):

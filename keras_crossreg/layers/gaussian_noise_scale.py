@@ -20,7 +20,7 @@ class GaussianNoiseScale(RhoLayer):
     """Adds Gaussian noise whose scale sigma is learned on `reg_data`.
 
     `outputs = inputs + sigma * eps`, `eps ~ N(0, 1)`, independent for every
-    element of an example. Up to four examples of a batch share the numbers,
+    element of an example. Up to eight examples of a batch share the numbers,
     each in another place: noise costs less than half as much on a CPU, and
     gradients are as precise. The samples of one example, which are averaged,
     share none. Put it behind a normalization without a trainable scale, e.g.
