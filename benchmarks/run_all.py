@@ -231,7 +231,7 @@ def defaults_cost(rounds: int) -> dict[str, Any]:
     run that learns holds a tenth as much out as it trains on; the baseline and
     the refit have all. Rho wait for 200 of its 1,580 steps.
     """
-    shape, steps = (32, 32, 3), 24  # And a rho step every 12.
+    shape, steps = (32, 32, 3), 12  # And one of rho.
     body = vgg([32, 32, 64, 64, 128, 128], 128)
     plain = shape, body, BATCH_SIZE
     cases: Cases = {

@@ -265,12 +265,10 @@ class Experiment:
         settings: Row | None = None,
         **kwargs: Any,
     ) -> kcr.CrossRegModel:
-        """Compiles and trains.
+        """Compiles, as above, and trains.
 
         Args:
-            model: Is returned, trained.
-            data: `(x, y)`.
-            settings: More arguments of `compile`.
+            model, data, settings: As those of `compile`.
             **kwargs: More arguments of `fit`.
         """
         self.compile(model, data, settings)
