@@ -234,13 +234,15 @@ def defaults_cost(rounds: int) -> dict[str, Any]:
     shape, steps = (32, 32, 3), 12  # And one of rho.
     body = vgg([32, 32, 64, 64, 128, 128], 128)
     plain = shape, body, BATCH_SIZE
+    ours = {
+        "noise": plain,
+        "noise, augmentation": (shape, augmented(body), BATCH_SIZE),
+    }
     cases: Cases = {
         "none": Fit(plain, None, steps),
         "keras": Fit(plain, keras_noise, steps),
     }
     learning = dict(num_samples=16, reg_freq=12, reg_rows=BATCH_SIZE // 8)
-    ours = {"noise": plain}
-    ours["noise, augmentation"] = shape, augmented(body), BATCH_SIZE
     for name, network in ours.items():
         cases[name] = Fit(network, OURS, steps)
         cases[f"{name}, learn"] = Fit(network, OURS, steps, **learning)
