@@ -147,6 +147,9 @@ class RegularizationStream:
         options.experimental_distribute.auto_shard_policy = (
             tf.data.experimental.AutoShardPolicy.DATA
         )
+        # Nothing here is tuned, and whoever drops an iterator waits for the
+        # tuner, which sleeps for as long as it has already run.
+        options.autotune.enabled = False
         dataset = (
             tf.data.Dataset.range(first_pass, tf.int64.max)
             .flat_map(order)
