@@ -91,14 +91,18 @@ def model_of(
     return model
 
 
-def take_turns(cases: Cases, rounds: int) -> dict[str, np.ndarray]:
-    """CPU seconds of each case, in each round."""
+def take_turns(
+    cases: Cases,
+    rounds: int,
+    clock: Callable[[], float] = time.process_time,
+) -> dict[str, np.ndarray]:
+    """CPU seconds, or those of another clock, of each case in each round."""
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     for _ in range(rounds + 1):
         for name, run in cases.items():
-            begin = time.process_time()
+            begin = clock()
             run()
-            seconds[name].append(time.process_time() - begin)
+            seconds[name].append(clock() - begin)
     return {name: np.array(s[1:]) for name, s in seconds.items()}
 
 
@@ -255,6 +259,25 @@ def defaults_cost(rounds: int) -> dict[str, Any]:
         found[f"{name}: one run"] = spread(learn / none, 1.25)
         both = spread((learn + refit) / none, 2.25)
         found[f"{name}: one run and a refit"] = both
+    return found
+
+
+def waiting(rounds: int) -> dict[str, Any]:
+    """By the clock: Keras alone, fits of arrays over those of untuned data."""
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    found = {}
+    for steps in (10, 20, 40, 80):
+        arrays, untuned = (Fit("small CNN", None, steps) for _ in range(2))
+        x, y, rows = map(untuned.arguments.pop, ("x", "y", "batch_size"))
+        data = tf.data.Dataset.from_tensor_slices((x, y)).shuffle(len(x))
+        data = data.batch(rows).with_options(options)
+        untuned.arguments |= dict(x=data, shuffle=False)
+        cases: Cases = {"arrays": arrays, "untuned": untuned}
+        seconds = take_turns(cases, rounds, time.perf_counter)
+        work = np.median(seconds["untuned"])
+        ratio = seconds["arrays"] / seconds["untuned"]
+        found[f"{steps} steps, {work:.2f} s"] = spread(ratio)
     return found
 
 
@@ -449,6 +472,7 @@ SECTIONS = [
     rho_step,
     fit,
     defaults_cost,
+    waiting,
     memory,
     predict,
     augmentation,
