@@ -67,19 +67,22 @@ __all__ = [
     "array_inputs",
     "build_metrics",
     "call_losses",
-    "compute_loss",
     "can_convert_arrays",
+    "compute_loss",
     "convert_to_sliceable",
+    "count_examples",
     "count_steps",
-    "get_keras_mask",
     "functional_init_arguments",
+    "get_keras_mask",
     "get_data_adapter",
     "get_input_signature",
     "graph_structure",
     "graph_tensors",
     "inner_optimizer",
     "keep_registered_name",
+    "is_in_cluster",
     "make_step_function",
+    "optimized_variables",
     "producing_node",
     "receive_sampling",
     "set_lower_is_better",
@@ -207,6 +210,14 @@ def call_losses(model: Any) -> list[Any]:
     return list(model.losses[: len(model.losses) - of_weights])
 
 
+def is_in_cluster(strategy: Any) -> bool:
+    """Whether a `MultiWorkerMirroredStrategy` has several machines.
+
+    It has one where no cluster is set up, which TensorFlow says nowhere else.
+    """
+    return bool(strategy.extended._in_multi_worker_mode())
+
+
 def build_metrics(metrics: CompileMetrics, *symbolic: Any) -> None:
     """Creates the state of metrics from `KerasTensor`s, as Keras's own is.
 
@@ -219,6 +230,14 @@ def build_metrics(metrics: CompileMetrics, *symbolic: Any) -> None:
 def inner_optimizer(optimizer: Any) -> Any:
     """The optimizer itself, where loss scaling wraps it."""
     return getattr(optimizer, "inner_optimizer", optimizer)
+
+
+def optimized_variables(optimizer: Any) -> list[Any]:
+    """What an optimizer was built on, for gradients that come alone.
+
+    `optimizer.variables` are its own.
+    """
+    return list(optimizer._trainable_variables)
 
 
 def set_lower_is_better(metric: Any) -> None:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import keras
 
-from keras_crossreg import averaging as averaging_lib
-from keras_crossreg._keras import get_input_signature
-from keras_crossreg.checks import check_integer
 from keras_crossreg.cross_reg_model import CrossRegModel
+from keras_crossreg.sampling.averaged_model import AveragedModel
 
 
 def averaged(model: CrossRegModel, num_samples: int) -> keras.Model:
@@ -54,85 +50,4 @@ def averaged(model: CrossRegModel, num_samples: int) -> keras.Model:
             "`averaged` expects a `CrossRegModel` that was fitted, called or "
             f"loaded. Received: model={model} of type {type(model).__name__}"
         )
-    return AveragedModel(
-        model,
-        num_samples,
-        averaging=model._reg.averaging,
-        loss=averaging_lib.plain_loss(model.loss),
-        name=model.name,
-    )
-
-
-@keras.saving.register_keras_serializable(package="keras_crossreg")
-class AveragedModel(keras.Model):
-    """Calls another model as a whole, on several samples; see `averaged`."""
-
-    def __init__(
-        self,
-        model: CrossRegModel,
-        num_samples: int,
-        averaging: Any = "auto",
-        loss: Any = None,
-        **kwargs: Any,
-    ) -> None:
-        # Inputs go to `model` as they are: it casts them itself.
-        super().__init__(autocast=False, **kwargs)
-        self.model = model
-        self.num_samples = check_integer("num_samples", num_samples, 1)
-        # Not those that `model` is compiled with: it may be loaded without.
-        self.averaging = averaging
-        self.averaged_loss = loss
-        self.built = model.built
-
-    def call(self, inputs: Any) -> Any:
-        model = self.model
-        if not model._stochastic:
-            return model(inputs, training=False)
-        return averaging_lib.average(
-            model._repeatable_samples(inputs, self.num_samples),
-            self.averaging,
-            self.averaged_loss,
-            getattr(model, "output_names", None),
-        )
-
-    def export(
-        self,
-        filepath: Any,
-        format: str = "tf_saved_model",
-        verbose: bool | None = None,
-        input_signature: Any = None,
-        **kwargs: Any,
-    ) -> None:
-        """Exports the model; see `keras.Model.export`.
-
-        The inputs are those of the model inside, and the batch may have any
-        size.
-        """
-        if input_signature is None:
-            input_signature = get_input_signature(self.model)
-        super().export(filepath, format, verbose, input_signature, **kwargs)
-
-    def get_config(self) -> dict[str, Any]:
-        config: dict[str, Any] = super().get_config()
-        model = keras.saving.serialize_keras_object(self.model)
-        # What it is compiled with is of no use here, and may hold objects
-        # that Keras cannot load.
-        model.pop("compile_config", None)
-        config.update(
-            model=model,
-            num_samples=self.num_samples,
-            averaging=keras.saving.serialize_keras_object(self.averaging),
-            loss=keras.saving.serialize_keras_object(self.averaged_loss),
-        )
-        return config
-
-    @classmethod
-    def from_config(
-        cls, config: dict[str, Any], custom_objects: Any = None
-    ) -> AveragedModel:
-        config = dict(config)
-        for name in ("model", "averaging", "loss"):
-            config[name] = keras.saving.deserialize_keras_object(
-                config[name], custom_objects=custom_objects
-            )
-        return cls(**config)
+    return AveragedModel.of(model, num_samples)

@@ -11,8 +11,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_crossreg.backend import replica_index
-from keras_crossreg.backend import uniform
+from keras_crossreg.primitives import replica_index
+from keras_crossreg.primitives import uniform
 
 __all__ = ["SeedGenerator", "normal", "uniform"]
 

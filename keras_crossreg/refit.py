@@ -10,7 +10,8 @@ import numpy as np
 from keras_crossreg._keras import all_layers
 from keras_crossreg.callbacks.rho_history import RhoHistory
 from keras_crossreg.cross_reg_model import CrossRegModel
-from keras_crossreg.rho import rho_variables_of
+from keras_crossreg.rho import assign_rho
+from keras_crossreg.rho import read_rho
 from keras_crossreg.rho import stored_value
 
 
@@ -84,9 +85,9 @@ def refit(
                 f"Received: {name}={fit_arguments[name]}"
             )
     final = _fresh_copy(model)
-    learned = rho_variables_of(model)
+    learned = model.rho_variables
     for old, new in zip(learned, final.rho_variables, strict=True):
-        final._assign_rho(new, old)
+        assign_rho(new, read_rho(old))
     final.freeze_rho()
     if schedule is not None:
         replay = _Replay(schedule, [v.path for v in learned])
@@ -143,8 +144,7 @@ class _Replay(keras.callbacks.Callback):
             before = min(int(place), len(curve) - 2)
             step = place - before
             value = (1 - step) * curve[before] + step * curve[before + 1]
-            stored = stored_value(variable, value)
-            self.model._assign_rho(variable, stored)
+            assign_rho(variable, stored_value(variable, value))
 
 
 def _fresh_copy(model: CrossRegModel) -> CrossRegModel:
@@ -175,5 +175,5 @@ def _fresh_copy(model: CrossRegModel) -> CrossRegModel:
             new.set_weights(old.get_weights())
         if adapted:
             new.finalize_state()
-    model._compile_copy(copy)
+    copy.compile(**model.compile_arguments())
     return copy

@@ -4,77 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+import re
 from typing import Any
+from typing import Protocol
 
 import keras
 import numpy as np
 from keras import ops
 
+from keras_crossreg.parametrization import IDENTITY
+from keras_crossreg.parametrization import Parametrization
 
-@dataclasses.dataclass(frozen=True)
-class Parametrization:
-    """How a stored rho, free to take any value, reads in human units.
-
-    Args:
-        name: String, as shown in error messages.
-        to_human: Callable from a tensor of rho to a tensor in human units.
-        from_human: Callable from a NumPy array, or a tensor, in human units
-            to one of rho.
-        least: Float, the smallest value in human units.
-        most: Float, the largest.
-    """
-
-    name: str
-    to_human: Callable[[Any], Any]
-    from_human: Callable[[Any], Any]
-    least: float = -math.inf
-    most: float = math.inf
+# Of paths that an error names, the most.
+_MOST_NAMED = 20
 
 
-# Below this, `softplus` has no inverse in float32.
-_SMALLEST_POSITIVE = 1e-8
-# Above this, float32 knows 1 alone.
-_LARGEST_RATE = 1 - 1e-7
+class RhoSource(Protocol):
+    """What holds the value of a rho that is no state of its own."""
 
+    def read(self) -> None:
+        """Sets rho to what its source says."""
 
-def _inverse_softplus(value: Any) -> Any:
-    xp, value = _namespace(value)
-    value = xp.maximum(value, _SMALLEST_POSITIVE)
-    return value + xp.log(-xp.expm1(-value))
-
-
-def _logit(value: Any) -> Any:
-    xp, value = _namespace(value)
-    value = xp.clip(value, _SMALLEST_POSITIVE, _LARGEST_RATE)
-    return xp.log(value) - xp.log1p(-value)
-
-
-def _log(value: Any) -> Any:
-    xp, value = _namespace(value)
-    return xp.log(xp.maximum(value, _SMALLEST_POSITIVE))
-
-
-def _namespace(value: Any) -> tuple[Any, Any]:
-    """NumPy or `keras.ops`, and the value as an array of it."""
-    if ops.is_tensor(value):
-        return ops, value
-    return np, np.asarray(value, "float64")
-
-
-IDENTITY = Parametrization("identity", lambda rho: rho, lambda value: value)
-
-# value = log(1 + exp(rho)): multiplicative near zero, so that small values
-# are reached in few steps and none is ever negative; additive where large.
-POSITIVE = Parametrization(
-    "positive", ops.softplus, _inverse_softplus, least=0.0
-)
-
-# value = exp(rho): multiplicative, for what has no scale of its own.
-LOG = Parametrization("log", ops.exp, _log, least=0.0)
-
-# value = 1 / (1 + exp(-rho)): a probability, multiplicative near 0 and 1.
-RATE = Parametrization("rate", ops.sigmoid, _logit, least=0.0, most=1.0)
+    def write_far(self) -> None:
+        """Sets the source to what rho says, from any value."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +36,8 @@ class RhoInfo:
     meaning: str
     parametrization: Parametrization
     start: Any
+    #: Where the value of rho is read from; `None` where that is the variable.
+    source: RhoSource | None = None
 
 
 def mark_rho(
@@ -147,13 +101,13 @@ def mark_rho(
             f"Received: variable={variable.path} of dtype {variable.dtype}"
         )
     variable.trainable = False
-    variable._rho_info = RhoInfo(meaning, parametrization, start)
+    variable.rho_info = RhoInfo(meaning, parametrization, start)
     return variable
 
 
 def unmark_rho(variable: keras.Variable) -> None:
     """Makes a rho a trainable weight again."""
-    del variable._rho_info
+    del variable.rho_info
     variable.trainable = True
 
 
@@ -167,13 +121,12 @@ def is_rho(variable: keras.Variable) -> bool:
     >>> [kcr.is_rho(v) for v in layer.weights]
     [True]
     """
-    return hasattr(variable, "_rho_info")
+    return hasattr(variable, "rho_info")
 
 
 def rho_variables_of(model: Any) -> list[keras.Variable]:
-    """Of a `CrossRegModel` or of any other `keras.Model`, as they are now."""
+    """Every rho of a `CrossRegModel` or of any other `keras.Model`."""
     if hasattr(type(model), "rho_variables"):
-        model._read_level_sets()
         found: list[keras.Variable] = model.rho_variables
         return found
     return [v for v in model.weights if is_rho(v)]
@@ -181,13 +134,29 @@ def rho_variables_of(model: Any) -> list[keras.Variable]:
 
 def rho_info(variable: keras.Variable) -> RhoInfo:
     """The notes that `mark_rho` left on a rho."""
-    info: RhoInfo = variable._rho_info
+    info: RhoInfo = variable.rho_info
     return info
+
+
+def read_rho(variable: keras.Variable) -> keras.Variable:
+    """The rho, which holds the value of its source from now on."""
+    source = rho_info(variable).source
+    if source is not None:
+        source.read()
+    return variable
+
+
+def assign_rho(variable: keras.Variable, stored: Any) -> None:
+    """Sets a rho, as it is stored, and its source."""
+    variable.assign(stored)
+    source = rho_info(variable).source
+    if source is not None:
+        source.write_far()
 
 
 def human_value(variable: keras.Variable) -> Any:
     """A rho in human units: a float, or a NumPy array where it has a shape."""
-    stored = ops.convert_to_tensor(variable)
+    stored = ops.convert_to_tensor(read_rho(variable))
     value = rho_info(variable).parametrization.to_human(stored)
     value = ops.convert_to_numpy(value)
     return float(value) if value.ndim == 0 else value
@@ -253,3 +222,60 @@ def check_start(
             f"Received: {name}={value}"
         )
     return number
+
+
+def check_patterns(rho: Any) -> tuple[str, ...]:
+    """What `compile(rho=)` was given, as regular expressions.
+
+    Raises:
+        ValueError: If it is no regular expression, nor a list of them.
+    """
+    if rho is None:
+        return ()
+    patterns = (rho,) if isinstance(rho, str) else rho
+    try:
+        for pattern in patterns:
+            re.compile(pattern)
+        return tuple(patterns)
+    except (TypeError, re.error) as error:
+        raise ValueError(
+            "`rho` must be a regular expression, or a list of them, that "
+            f"paths of weights contain ({error}). Received: rho={rho}"
+        ) from error
+
+
+def mark_by_path(
+    weights: list[keras.Variable], patterns: tuple[str, ...]
+) -> list[keras.Variable]:
+    """Marks as rho what the patterns match, and returns it.
+
+    Args:
+        weights: The trainable weights of a model and its rho.
+        patterns: Regular expressions, looked for anywhere in a path.
+
+    Raises:
+        ValueError: If a pattern matches no weight, or all of them match every
+            weight.
+    """
+    chosen: dict[int, keras.Variable] = {}
+    for pattern in patterns:
+        matched = [v for v in weights if re.search(pattern, v.path)]
+        if not matched:
+            paths = [v.path for v in weights[:_MOST_NAMED]]
+            more = ", ..." if len(weights) > len(paths) else ""
+            raise ValueError(
+                "No trainable weight has a path that the pattern is found "
+                f"in. The paths are {', '.join(paths)}{more}. "
+                f"Received: rho={pattern}"
+            )
+        chosen.update((id(v), v) for v in matched)
+    if patterns and len(chosen) == len(weights):
+        raise ValueError(
+            "The patterns are found in the path of every trainable weight: "
+            f"no theta is left. Received: rho={list(patterns)}"
+        )
+    marked = [v for v in chosen.values() if not is_rho(v)]
+    for variable in marked:
+        start = keras.ops.convert_to_numpy(variable)
+        mark_rho(variable, meaning=variable.name, start=start)
+    return marked

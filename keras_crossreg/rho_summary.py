@@ -14,6 +14,7 @@ import rich.markup
 import rich.table
 
 from keras_crossreg._keras import all_layers
+from keras_crossreg.regularizers.level_sets import level_set_of
 from keras_crossreg.rho import human_value
 from keras_crossreg.rho import rho_info
 from keras_crossreg.rho import rho_variables_of
@@ -72,8 +73,9 @@ def _rho_by_layer(model: keras.Model) -> list[tuple[Any, keras.Variable]]:
         for variable in layer.weights:
             # Sublayers come after the layers that hold them.
             owners[id(variable)] = layer
-    for level_set in getattr(model, "_level_sets", {}).values():
-        owners[id(level_set.rho)] = owners[id(level_set.weight)]
+            level_set = level_set_of(variable)
+            if level_set is not None:
+                owners[id(level_set.rho)] = layer
     return [(owners[id(v)], v) for v in rho_variables_of(model)]
 
 

@@ -19,8 +19,8 @@ from keras import tree
 
 from keras_crossreg._keras import get_keras_mask
 from keras_crossreg._keras import set_keras_mask
-from keras_crossreg.backend import gradient
 from keras_crossreg.cross_reg_model import CrossRegModel
+from keras_crossreg.primitives import gradient
 from keras_crossreg.rho import is_rho
 
 DTYPE_POLICIES = ("float32", "mixed_float16", "mixed_bfloat16", "float64")

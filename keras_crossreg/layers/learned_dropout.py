@@ -8,10 +8,10 @@ import keras
 from keras import ops
 
 from keras_crossreg import random
-from keras_crossreg.backend import after
 from keras_crossreg.layers.rho_layer import RhoLayer
 from keras_crossreg.layers.rho_layer import shape_of_axes
-from keras_crossreg.rho import RATE
+from keras_crossreg.parametrization import RATE
+from keras_crossreg.primitives import after
 from keras_crossreg.rho import check_start
 from keras_crossreg.rho import human_value
 

@@ -9,8 +9,8 @@ import keras
 from keras import ops
 
 from keras_crossreg._keras import receive_sampling
-from keras_crossreg.rho import POSITIVE
-from keras_crossreg.rho import Parametrization
+from keras_crossreg.parametrization import POSITIVE
+from keras_crossreg.parametrization import Parametrization
 from keras_crossreg.rho import mark_rho
 from keras_crossreg.rho import rho_info
 

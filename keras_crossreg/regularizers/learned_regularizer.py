@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_crossreg import backend
+from keras_crossreg import primitives
 
 
 class LearnedRegularizer(keras.regularizers.Regularizer):
@@ -62,7 +62,7 @@ class LearnedRegularizer(keras.regularizers.Regularizer):
 
     def tangent(self, weight: Any, gradient: Any) -> Any:
         """`g_perp`: the gradient without its part along `grad R`."""
-        _, normal = backend.value_and_gradient(self.complexity, weight)
+        _, normal = primitives.value_and_gradient(self.complexity, weight)
         along = ops.divide_no_nan(
             ops.sum(normal * gradient), ops.sum(normal * normal)
         )
@@ -76,7 +76,7 @@ class LearnedRegularizer(keras.regularizers.Regularizer):
         on the tangent space in the weight: the parametrization that
         `hypergradient="implicit"` differentiates.
         """
-        value, normal = backend.value_and_gradient(self.complexity, weight)
+        value, normal = primitives.value_and_gradient(self.complexity, weight)
         step = ops.divide_no_nan(level - value, ops.sum(normal * normal))
         return weight + step * normal
 

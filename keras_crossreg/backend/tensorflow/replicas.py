@@ -1,4 +1,4 @@
-"""Replicas of a strategy: which one this is, and what each of them gets."""
+"""Replicas of a strategy: what each of them gets."""
 
 from __future__ import annotations
 
@@ -8,13 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-
-def replica_index() -> Any:
-    """Its number, an integer or a tensor; `None` where there is one alone."""
-    context = tf.distribute.get_replica_context()
-    if context is None or context.num_replicas_in_sync == 1:
-        return None
-    return context.replica_id_in_sync_group
+from keras_crossreg._keras import is_in_cluster
 
 
 def first_replica(strategy: tf.distribute.Strategy, batch: Any) -> Any:
@@ -58,7 +52,7 @@ def for_a_cluster(
     """
     if not (
         isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
-        and strategy.extended._in_multi_worker_mode()
+        and is_in_cluster(strategy)
     ):
         return step
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import numbers
 import types
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 from keras import ops
 from keras import tree
 
+from keras_crossreg import primitives
 from keras_crossreg._keras import array_inputs
 from keras_crossreg._keras import can_convert_arrays
 from keras_crossreg._keras import convert_to_sliceable
@@ -84,16 +84,19 @@ def batch_size_of(data: Data, batch_size: int | None) -> int | None:
     return min(batch_size or 32, num_rows(data[0]))
 
 
-def default_reg_freq(
-    num_samples: int, reg_batch_size: int, batch_size: float
-) -> int:
-    """The r of which rho steps add a ninth of the work of training at most.
-
-    They add `K B_reg / (r B) * 2/3`. `B_reg / B` is 1 where B is not known,
-    which is 0: in a training step of one's own that measures no loss.
-    """
-    part = reg_batch_size / batch_size if batch_size else 1.0
-    return max(1, math.ceil(6 * num_samples * part))
+def num_batches(data: Data, batch_size: int | None) -> int | None:
+    """Batches in an epoch, if it can be told."""
+    x = data[0]
+    if can_convert_arrays(data):
+        return -(-num_rows(x) // (batch_size or 32))
+    if isinstance(x, keras.utils.PyDataset):
+        batches: int | None = x.num_batches
+        return batches
+    try:
+        # A `tf.data.Dataset` and a `DataLoader` have one.
+        return len(x)
+    except TypeError:
+        return None
 
 
 def split(data: Data, name: str, fraction: float) -> tuple[Data, Data]:
@@ -180,7 +183,7 @@ def symbolic(batch: Any) -> Any:
 
 
 def one_batch(reg_data: Any) -> Any:
-    """`reg_data` of `train_on_batch` as arrays that TensorFlow takes.
+    """`reg_data` of `train_on_batch` as tensors.
 
     Raises:
         ValueError: If they are not arrays, or there are no examples.
@@ -199,6 +202,15 @@ def one_batch(reg_data: Any) -> Any:
         + (f"The error was: {error}\n" if error else "")
         + f"Received: reg_data={describe(reg_data)}"
     ) from error
+
+
+def first_examples(batch: Any, size: int | None) -> Any:
+    """The first so many examples of a batch of tensors, all if `None`."""
+    if size is None:
+        return batch
+    return tree.map_structure(
+        lambda x: None if x is None else primitives.first_rows(x, size), batch
+    )
 
 
 def with_ranks_of(batch: Any, reg_batch: Any) -> Any:
@@ -286,7 +298,9 @@ def as_tensor(array: Any) -> Any:
     """Any array that `fit` takes as a tensor, sparse or ragged if it was."""
     if array is None:
         return None
-    converted = convert_to_sliceable(array, target_backend="tensorflow")
+    converted = convert_to_sliceable(
+        array, target_backend=keras.backend.backend()
+    )
     # Keras packs a sparse tensor with what it takes to slice it.
     if hasattr(converted, "ragged_indices"):
         return converted.sparse

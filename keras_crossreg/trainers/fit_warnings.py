@@ -6,6 +6,7 @@ docstring says how often.
 
 from __future__ import annotations
 
+import inspect
 import math
 import warnings
 from typing import Any
@@ -17,11 +18,12 @@ from keras import tree
 
 from keras_crossreg._keras import can_convert_arrays
 from keras_crossreg._keras import count_steps
-from keras_crossreg.regularization_data import num_rows
 from keras_crossreg.rho import rho_info
-
-# Elements of a row that are enough to tell almost all rows apart.
-_KEY_SIZE = 64
+from keras_crossreg.trainers.reg_data import num_rows
+from keras_crossreg.trainers.rho_schedule import RhoSchedule
+from keras_crossreg.trainers.shared_rows import count_shared_rows
+from keras_crossreg.trainers.shared_rows import has_rows
+from keras_crossreg.trainers.shared_rows import most_by_chance
 
 # Rho steps before anything is said of what rho learned.
 _LEAST_STEPS = 20
@@ -33,6 +35,23 @@ _STILL = 1e-3
 # A regularization loss rises if it does by this part, in so many standard
 # errors, and has been measured in so many epochs.
 _RISE, _ERRORS, _LEAST_EPOCHS = 0.25, 5.0, 15
+
+
+def _warn(message: str) -> None:
+    """Warns at the line of the user's that called into the package."""
+    frame, level = inspect.currentframe(), 0
+    while frame is not None and _is_ours(frame.f_globals.get("__name__", "")):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level + 1)
+
+
+def _is_ours(module: str) -> bool:
+    return module.partition(".")[0] == "keras_crossreg"
+
+
+def warn_of_no_rho() -> None:
+    """Warns where a regularization set is given and nothing learns on it."""
+    _warn("The model has no rho: `reg_data` is not used.")
 
 
 def warn_of_reg_data(
@@ -59,11 +78,10 @@ def warn_of_reg_data(
         rho: The rho to learn.
     """
     if _is_same(reg_data, validation_data):
-        warnings.warn(
+        _warn(
             "`reg_data` is also the `validation_data`. Training consumes the "
             "regularization set, so that validation scores on it are too "
-            "good: hold out another set.",
-            stacklevel=3,
+            "good: hold out another set."
         )
     reg = keras.utils.unpack_x_y_sample_weight(reg_data)
     if not can_convert_arrays(reg):
@@ -71,33 +89,31 @@ def warn_of_reg_data(
     size = num_rows(reg[0])
     numbers = sum(math.prod(v.shape) for v in rho)
     if numbers > size / 10:
-        warnings.warn(
+        _warn(
             f"{numbers} rho learn from {size} regularization examples. Rho "
             "overfit them too: give `reg_data` ten examples or more for each, "
-            "or share rho between units (`axis=None`).",
-            stacklevel=3,
+            "or share rho between units (`axis=None`)."
         )
     if can_convert_arrays(data):
-        shared = _count_shared_rows(data[:2], reg[:2])
-        if shared and shared > _most_by_chance(data[:2], size):
-            warnings.warn(
+        shared = count_shared_rows(data[:2], reg[:2])
+        if shared and shared > most_by_chance(data[:2], size):
+            _warn(
                 f"{shared} of {size} regularization examples are also among "
                 "the training examples. Theta memorizes those, and rho sees "
                 "less need for regularization than there is: hold "
-                "`reg_data` out of the training data.",
-                stacklevel=3,
+                "`reg_data` out of the training data."
             )
 
 
-def warn_of_no_rho_step(steps: int, reg_freq: int, reg_warmup: int) -> None:
+def warn_of_no_rho_step(schedule: RhoSchedule) -> None:
     """Warns where training ended before the first step of rho."""
-    warnings.warn(
-        f"Rho have not learned yet: the first rho step comes after "
-        f"{reg_warmup + reg_freq} training steps, and there were {steps}. "
-        "Train longer, or give `compile` a smaller `reg_freq` or "
-        "`reg_warmup`. "
-        f"Received: reg_freq={reg_freq}, reg_warmup={reg_warmup}",
-        stacklevel=3,
+    reg_freq, reg_warmup = schedule.reg_freq, schedule.reg_warmup
+    first = reg_warmup + (reg_freq or 0)
+    _warn(
+        f"Rho have not learned yet: the first rho step comes after {first} "
+        f"training steps, and there were {schedule.steps}. Train longer, or "
+        "give `compile` a smaller `reg_freq` or `reg_warmup`. "
+        f"Received: reg_freq={reg_freq}, reg_warmup={reg_warmup}"
     )
 
 
@@ -112,15 +128,14 @@ def warn_of_nan_monitors(callbacks: Any) -> None:
         monitor = getattr(callback, "monitor", None) or ""
         best = getattr(callback, "best", None)
         if monitor.startswith("reg_") and best is not None and best != best:
-            warnings.warn(
+            _warn(
                 f"`{type(callback).__name__}` saw no improvement of "
                 f"`{monitor}`, which is not a number until the first rho "
                 "step, and that came after the first epoch. Give `compile` a "
                 "smaller `reg_freq` or `reg_warmup`, `EarlyStopping` a "
                 "`start_from_epoch`, or `ModelCheckpoint` "
                 '`initial_value_threshold=float("inf")`. '
-                f"Received: monitor={monitor}",
-                stacklevel=3,
+                f"Received: monitor={monitor}"
             )
 
 
@@ -166,46 +181,42 @@ class RhoWatch:
                 and not _is_at_bound(v)
             ]
             if at_bound:
-                warnings.warn(
+                _warn(
                     "These rho are at their bound, where the gradient that "
                     f"could bring them back vanishes: {_paths(at_bound)}. If "
                     "that is what the regularization set asks for, leave "
                     "their layers out. Otherwise give them a larger start "
                     "value, `rho_optimizer` a smaller learning rate, or "
-                    "`compile` a larger `num_samples`.",
-                    stacklevel=3,
+                    "`compile` a larger `num_samples`."
                 )
             if still:
-                warnings.warn(
+                _warn(
                     f"These rho have not moved in {steps} steps: "
                     f"{_paths(still)}. They have next to no effect on the "
                     "regularization loss: see that what follows them does "
-                    "not undo what they do.",
-                    stacklevel=3,
+                    "not undo what they do."
                 )
         rise = _rise(logs)
         if rise is not None:
-            warnings.warn(
+            _warn(
                 "The regularization loss rose from {:.3g} to {:.3g} while "
                 "the training loss fell from {:.3g} to {:.3g}. Theta "
                 "overfits faster than rho learn, or `reg_data` are not like "
                 "the training data. Train for fewer epochs, or give rho "
                 "larger start values or `compile` a smaller "
-                "`reg_freq`.".format(*rise),
-                stacklevel=3,
+                "`reg_freq`.".format(*rise)
             )
 
 
 def warn_of_curvature(bad: int, rho_steps: int, last: int) -> None:
     """Warns where the training loss was not convex in theta at a rho step."""
-    warnings.warn(
+    _warn(
         "The curvature of the training loss was not positive, or not finite, "
         f"at {bad} of {rho_steps} rho steps, the last after training step "
         f"{last}: theta were not at a minimum of it. These steps were as with "
         '`hypergradient="direct"`. At the start of training that is to be '
         "expected, and `reg_warmup` lets theta arrive first; later, a larger "
-        "`damping` helps: see `kcr.hypergradients.Implicit`.",
-        stacklevel=3,
+        "`damping` helps: see `kcr.hypergradients.Implicit`."
     )
 
 
@@ -267,71 +278,6 @@ def _is_same(reg_data: Any, validation_data: Any) -> bool:
 
 
 def _is_same_array(a: Any, b: Any) -> bool:
-    if not (can_convert_arrays((a, b)) and _has_rows(a) and _has_rows(b)):
+    if not (can_convert_arrays((a, b)) and has_rows(a) and has_rows(b)):
         return a is b
     return np.array_equal(np.asarray(a), np.asarray(b))
-
-
-def _most_by_chance(train: Any, size: int) -> float:
-    """How many of `size` other rows of one table may be in `train` too.
-
-    As often as rows of `train` are there twice, four standard deviations, and
-    two.
-    """
-    rows = [_rows(a) for a in tree.flatten(train) if a is not None]
-    keys = np.array([hash(key) for key in _keys(rows)])
-    _, place, counts = np.unique(keys, return_inverse=True, return_counts=True)
-    twice = int((counts[place] > 1).sum())
-    rate = min(1.0, (twice + 1) / len(keys))
-    expected = rate * size
-    return expected + 4 * math.sqrt(expected * (1 - rate)) + 2
-
-
-def _count_shared_rows(train: Any, reg: Any) -> int:
-    """How many rows of `reg` are, to the last bit, rows of `train`."""
-    train_leaves, reg_leaves = tree.flatten(train), tree.flatten(reg)
-    both = [*train_leaves, *reg_leaves]
-    if len(train_leaves) != len(reg_leaves) or not all(
-        a is None or (_has_rows(a) and len(a)) for a in both
-    ):
-        return 0
-    train_rows = [_rows(a) for a in train_leaves if a is not None]
-    reg_rows = [_rows(a) for a in reg_leaves if a is not None]
-    train_keys: dict[bytes, list[int]] = {}
-    wanted = _keys(reg_rows)
-    known = set(wanted)
-    for i, key in enumerate(_keys(train_rows)):
-        if key in known:
-            train_keys.setdefault(key, []).append(i)
-    return sum(
-        any(
-            all(
-                np.array_equal(a[i], b[j])
-                for a, b in zip(train_rows, reg_rows, strict=True)
-            )
-            for i in train_keys.get(key, ())
-        )
-        for j, key in enumerate(wanted)
-    )
-
-
-def _has_rows(array: Any) -> bool:
-    """Not so sparse and ragged tensors, which cannot be compared."""
-    return hasattr(array, "__array__")
-
-
-def _rows(array: Any) -> np.ndarray:
-    rows: np.ndarray = np.asarray(array)
-    return rows.reshape(len(rows), -1)
-
-
-def _keys(rows: list[np.ndarray]) -> list[bytes]:
-    """A short key of each row, equal where rows are."""
-    parts = [
-        np.ascontiguousarray(a[:, :: max(1, a.shape[1] // _KEY_SIZE)])
-        for a in rows
-    ]
-    return [
-        b"".join(part[i].tobytes() for part in parts)
-        for i in range(len(parts[0]))
-    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,9 +11,11 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_crossreg import backend
+from keras_crossreg import primitives
+from keras_crossreg._keras import inner_optimizer
+from keras_crossreg._keras import optimized_variables
+from keras_crossreg.parametrization import LOG
 from keras_crossreg.regularizers.learned_regularizer import LearnedRegularizer
-from keras_crossreg.rho import LOG
 from keras_crossreg.rho import is_rho
 from keras_crossreg.rho import mark_rho
 
@@ -54,6 +57,7 @@ class LevelSet:
             )
         meaning = self.regularizer.name.replace("_", " ")
         self.rho = mark_rho(rho, meaning=meaning, parametrization=LOG)
+        rho.rho_info = dataclasses.replace(rho.rho_info, source=self)
         self.read()
 
     @property
@@ -67,7 +71,7 @@ class LevelSet:
         return ops.cast(level, self.weight.dtype)
 
     def read(self) -> None:
-        """Rho of the weight."""
+        """Sets rho to the complexity of the weight."""
         self.rho.assign(LOG.from_human(ops.cast(self.complexity, "float32")))
 
     def write(self, **kwargs: Any) -> None:
@@ -77,6 +81,10 @@ class LevelSet:
             self.regularizer.retract(weight, self.level, **kwargs)
         )
 
+    def write_far(self) -> None:
+        """Moves the weight to the level set of rho, from any other."""
+        self.write(num_steps=_FAR)
+
     def moved(self) -> Any:
         """The weight as a function of itself and of rho."""
         return self.regularizer.move(
@@ -85,11 +93,11 @@ class LevelSet:
 
     def rho_gradient(self, gradient: Any) -> Any:
         """`g_rho`: of a gradient, what moves the weight across level sets."""
-        return backend.vector_jacobian(self.moved, self.rho, gradient)
+        return primitives.vector_jacobian(self.moved, self.rho, gradient)
 
     def project(self, vector: Any) -> Any:
-        """Onto the directions within the level set."""
-        return backend.vector_jacobian(self.moved, self.weight, vector)
+        """The part of a vector that lies within the level set."""
+        return primitives.vector_jacobian(self.moved, self.weight, vector)
 
     def check(self) -> None:
         """Raises a ValueError where there is no level set to stay in."""
@@ -103,68 +111,70 @@ class LevelSet:
             )
 
 
-class LevelSets:
-    """The level sets of a model, by the `id` of their weights.
+def level_set_of(weight: keras.Variable) -> LevelSet | None:
+    """The level set that a weight stays in, made when it is first asked for.
 
-    A plain object, so that Keras does not count rho among the model's own
-    variables: files need not know them.
+    The weight keeps it, as it keeps its regularizer: models that share the
+    weight share its rho. Files need not know it.
     """
+    if not isinstance(getattr(weight, "regularizer", None), LearnedRegularizer):
+        return None
+    if not hasattr(weight, "level_set"):
+        weight.level_set = LevelSet(weight)
+    level_set: LevelSet = weight.level_set
+    return level_set
 
-    def __init__(self) -> None:
-        self._known: dict[int, LevelSet] = {}
 
-    def of(self, weights: list[keras.Variable]) -> dict[int, LevelSet]:
-        found = {}
-        for weight in weights:
-            regularizer = getattr(weight, "regularizer", None)
-            if isinstance(regularizer, LearnedRegularizer):
-                if id(weight) not in self._known:
-                    self._known[id(weight)] = LevelSet(weight)
-                found[id(weight)] = self._known[id(weight)]
-        return found
+def level_sets_of(weights: list[keras.Variable]) -> list[LevelSet]:
+    """The level sets of the weights that stay in one."""
+    found = map(level_set_of, weights)
+    return [level_set for level_set in found if level_set is not None]
 
 
 @contextlib.contextmanager
-def within(level_sets: dict[int, LevelSet], optimizer: Any) -> Iterator[None]:
+def project_theta_steps(
+    level_sets: list[LevelSet], optimizer: Any
+) -> Iterator[None]:
     """Steps of `optimizer` within leave weights in their level sets.
 
-    It is given `g_perp`, so that its averages, clipping and decay see nothing
-    of `g_rho`; and after its step each weight goes back.
+    The optimizer is given `g_perp`, so that its averages, clipping and decay
+    see nothing of `g_rho`; and after its step each weight goes back.
     """
     if not level_sets:
         yield
         return
-    keras_step = optimizer.apply_gradients
+    by_weight = {id(level_set.weight): level_set for level_set in level_sets}
+    # Where losses are scaled, the gradients that it applies no longer are.
+    optimizer = inner_optimizer(optimizer)
+    keras_apply = optimizer.apply
 
-    def apply_gradients(grads_and_vars: Any) -> Any:
-        pairs, done = [], []
-        for gradient, variable in grads_and_vars:
-            level_set = level_sets.get(id(variable))
+    def apply(gradients: Any, trainable_variables: Any = None) -> None:
+        variables = trainable_variables
+        if variables is None:
+            variables = optimized_variables(optimizer)
+        given, steps = [], []
+        for gradient, variable in zip(gradients, variables, strict=True):
+            level_set = by_weight.get(id(variable))
             if level_set is not None and gradient is not None:
                 before = ops.copy(ops.convert_to_tensor(variable))
                 gradient = level_set.regularizer.tangent(
                     before, ops.convert_to_tensor(gradient)
                 )
-                done.append((level_set, before, gradient))
-            pairs.append((gradient, variable))
-        result = keras_step(pairs)
-        for level_set, before, gradient in done:
+                steps.append((level_set, before, gradient))
+            given.append(gradient)
+        keras_apply(given, variables)
+        for level_set, before, gradient in steps:
             regularizer = level_set.regularizer
             after = regularizer.after_step(
                 before, -gradient, ops.convert_to_tensor(level_set.weight)
             )
             level = regularizer.complexity(before)
             level_set.weight.assign(regularizer.retract(after, level))
-        return result
 
-    # Keras's own `train_step` calls it, and has no other place for this.
-    object.__setattr__(optimizer, "apply_gradients", apply_gradients)
+    # The `train_step` of every backend calls it, and has no other place for
+    # this.
+    object.__setattr__(optimizer, "apply", apply)
     try:
         yield
     finally:
-        object.__delattr__(optimizer, "apply_gradients")
-
-
-def write_far(level_set: LevelSet) -> None:
-    """As `write`, from anywhere."""
-    level_set.write(num_steps=_FAR)
+        object.__delattr__(optimizer, "apply")

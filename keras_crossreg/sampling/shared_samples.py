@@ -10,7 +10,7 @@ from keras import tree
 
 from keras_crossreg._keras import all_layers
 from keras_crossreg._keras import graph_tensors
-from keras_crossreg.averaging import tile
+from keras_crossreg.sampling.averaging import tile
 
 
 class SharedSamples:

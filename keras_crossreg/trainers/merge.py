@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
-import tensorflow as tf
+from keras import ops
 from keras import tree
 
 from keras_crossreg._keras import can_convert_arrays
 from keras_crossreg._keras import inner_optimizer
-from keras_crossreg.regularization_data import Data
-from keras_crossreg.regularization_data import as_tensor
-from keras_crossreg.regularization_data import num_rows
-from keras_crossreg.regularization_data import peek
-from keras_crossreg.regularization_data import with_ranks_of
+from keras_crossreg.trainers.reg_data import Data
+from keras_crossreg.trainers.reg_data import as_tensor
+from keras_crossreg.trainers.reg_data import num_rows
+from keras_crossreg.trainers.reg_data import peek
+from keras_crossreg.trainers.reg_data import with_ranks_of
 
 
 class OneRun(keras.callbacks.CallbackList):
@@ -65,15 +66,39 @@ class OneRun(keras.callbacks.CallbackList):
                 variable.assign(value)
 
 
-def merge(data: Data, reg_data: Any) -> Data:
+def merge(
+    data: Data, reg_data: Any, merge_datasets: Callable[[Any, Any], Any]
+) -> Data:
     """Both sets of examples as one `(x, y, sample_weight)`.
+
+    Args:
+        data: Training data `(x, y, sample_weight)`.
+        reg_data: As given to `fit`.
+        merge_datasets: From two datasets to one, or to `None` where they are
+            none that the backend can merge.
 
     Raises:
         ValueError: If they are neither arrays nor datasets of known size.
     """
     reg = keras.utils.unpack_x_y_sample_weight(reg_data)
+    x, reg_x = data[0], reg[0]
     if can_convert_arrays(data) and can_convert_arrays(reg):
-        like, _ = peek(*data)
+        return _merge_arrays(data, reg)
+    merged = merge_datasets(x, reg_x)
+    if merged is None:
+        raise ValueError(
+            "`merge_epochs` needs training and regularization data that are "
+            "both arrays, or both `tf.data.Dataset` of known size. Received: "
+            f"x of type {type(x).__name__}, reg_data of type "
+            f"{type(reg_x).__name__}"
+        )
+    return merged, None, None
+
+
+def _merge_arrays(data: Data, reg: Data) -> Data:
+    like, _ = peek(*data)
+    # As large as the training data: not on an accelerator.
+    with keras.device("cpu"):
         x, y, sample_weight = _tensors(data)
         reg_x, reg_y, reg_weight = with_ranks_of(like, _tensors(reg))
         if (sample_weight is None) != (reg_weight is None):
@@ -85,51 +110,18 @@ def merge(data: Data, reg_data: Any) -> Data:
             _concatenate(y, reg_y),
             _concatenate(sample_weight, reg_weight),
         )
-    x, reg_x = data[0], reg[0]
-    datasets = (x, reg_x)
-    if all(isinstance(d, tf.data.Dataset) for d in datasets):
-        sizes = [int(d.cardinality()) for d in datasets]
-        if min(sizes) > 0:
-            # Batches of both, mixed.
-            merged = tf.data.Dataset.sample_from_datasets(
-                list(datasets), weights=[float(size) for size in sizes]
-            )
-            count = tf.data.experimental.assert_cardinality(sum(sizes))
-            return merged.apply(count), None, None
-    raise ValueError(
-        "`merge_epochs` needs training and regularization data that are both "
-        "arrays, or both `tf.data.Dataset` of known size. Received: x of type "
-        f"{type(x).__name__}, reg_data of type {type(reg_x).__name__}"
-    )
-
-
-def num_batches(data: Data, batch_size: int | None) -> int | None:
-    """Batches in an epoch, if it can be told."""
-    x = data[0]
-    if can_convert_arrays(data):
-        return -(-num_rows(x) // (batch_size or 32))
-    if isinstance(x, keras.utils.PyDataset):
-        batches: int | None = x.num_batches
-        return batches
-    try:
-        # Of a `tf.data.Dataset` or a `DataLoader`.
-        return len(x)
-    except TypeError:
-        return None
 
 
 def _tensors(data: Any) -> Any:
-    # As large as the training data: not on an accelerator.
-    with tf.device("CPU"):
-        return tree.map_structure(as_tensor, tree.lists_to_tuples(data))
+    return tree.map_structure(as_tensor, tree.lists_to_tuples(data))
 
 
 def _concatenate(first: Any, second: Any) -> Any:
-    def concatenate(a: Any, b: Any) -> Any:
-        return None if a is None else keras.ops.concatenate([a, b])
-
-    with tf.device("CPU"):
-        return tree.map_structure(concatenate, first, second)
+    return tree.map_structure(
+        lambda a, b: None if a is None else ops.concatenate([a, b]),
+        first,
+        second,
+    )
 
 
 def _weights(weights: Any, like: Any, x: Any) -> Any:
@@ -137,5 +129,5 @@ def _weights(weights: Any, like: Any, x: Any) -> Any:
         return weights
     size = num_rows(x)
     return tree.map_structure(
-        lambda w: tf.ones((size, *w.shape[1:]), "float32"), like
+        lambda w: ops.ones((size, *w.shape[1:]), "float32"), like
     )

@@ -1,0 +1,34 @@
+"""What a backend gives: gradients, random numbers, order of evaluation.
+
+No trainer: layers, regularizers and noise need these alone. The primitives of
+a backend are one file, which lists what a new one has to bring.
+"""
+
+from keras_crossreg.checks import check_backend
+from keras_crossreg.primitives.errors import NotDifferentiableTwice
+
+if check_backend() == "tensorflow":
+    from keras_crossreg.primitives.tensorflow import after
+    from keras_crossreg.primitives.tensorflow import first_rows
+    from keras_crossreg.primitives.tensorflow import gradient
+    from keras_crossreg.primitives.tensorflow import gradient_in_passes
+    from keras_crossreg.primitives.tensorflow import replica_index
+    from keras_crossreg.primitives.tensorflow import second_order
+    from keras_crossreg.primitives.tensorflow import uniform
+    from keras_crossreg.primitives.tensorflow import value_and_gradient
+    from keras_crossreg.primitives.tensorflow import value_and_gradients
+    from keras_crossreg.primitives.tensorflow import vector_jacobian
+
+__all__ = [
+    "NotDifferentiableTwice",
+    "after",
+    "first_rows",
+    "gradient",
+    "gradient_in_passes",
+    "replica_index",
+    "second_order",
+    "uniform",
+    "value_and_gradient",
+    "value_and_gradients",
+    "vector_jacobian",
+]

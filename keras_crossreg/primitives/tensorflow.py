@@ -1,0 +1,236 @@
+"""The primitives on TensorFlow."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras import tree
+
+from keras_crossreg.primitives.errors import NotDifferentiableTwice
+
+Tensors = list[Any]
+
+
+# ---- Order and place ---------------------------------------------------------
+
+
+def after(results: Any) -> contextlib.AbstractContextManager[Any]:
+    """Everything within runs once the results are there.
+
+    Noise too, which depends on no input.
+    """
+    scope: contextlib.AbstractContextManager[Any] = tf.control_dependencies(
+        [x for x in tree.flatten(results) if x is not None]
+    )
+    return scope
+
+
+def replica_index() -> Any:
+    """Its number, an integer or a tensor; `None` where there is one alone."""
+    context = tf.distribute.get_replica_context()
+    if context is None or context.num_replicas_in_sync == 1:
+        return None
+    return context.replica_id_in_sync_group
+
+
+# ---- Numbers -----------------------------------------------------------------
+
+
+def uniform(
+    shape: Any, seed: keras.random.SeedGenerator, dtype: str = "float32"
+) -> Any:
+    """Numbers in `[0, 1)`, those of `keras.random.uniform` on a CPU.
+
+    Keras leaves the algorithm to TensorFlow. With `jit_compile=True` on a CPU
+    that takes a hundred times as long as Philox, which is the default
+    everywhere else.
+    """
+    # Seeds of 64 bits do not compile; as Keras does it.
+    key = tf.cast(tf.math.floormod(seed.next(), tf.int32.max - 1), "int32")
+    return tf.random.stateless_uniform(shape, key, dtype=dtype, alg="philox")
+
+
+def first_rows(x: Any, size: int) -> Any:
+    """The first `size` rows of a tensor, all where it has fewer."""
+    if not isinstance(x, tf.SparseTensor):
+        return x[:size]
+    rows = tf.minimum(size, tf.shape(x, "int64")[0])
+    whole = tf.shape(x, "int64")[1:]
+    return tf.sparse.slice(
+        x, tf.zeros_like(x.dense_shape), tf.concat([[rows], whole], 0)
+    )
+
+
+# ---- Gradients ---------------------------------------------------------------
+
+
+def gradient(
+    function: Callable[[], Any], variables: list[keras.Variable]
+) -> Tensors:
+    """`d function() / d variables`, `None` where none reaches a variable."""
+    return value_and_gradients(
+        lambda _: (function(), None), variables, tensors=[]
+    )[1]
+
+
+def value_and_gradients(
+    function: Callable[[Any], tuple[Any, Any]],
+    variables: list[keras.Variable],
+    tensors: Any,
+) -> tuple[Any, Tensors, Any]:
+    """The gradient of a scalar by variables and by tensors.
+
+    Args:
+        function: From `tensors` to `(scalar, result)`.
+        variables: The variables to differentiate by. No other is watched.
+        tensors: A structure of tensors, which may be empty.
+
+    Returns:
+        `(result, of_variables, of_tensors)`: a list as long as `variables`
+        and a structure like `tensors`, `None` where no gradient reaches.
+    """
+    values = [v.value for v in variables]
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch([values, tensors])
+        scalar, result = function(tensors)
+    of_variables, of_tensors = tape.gradient(scalar, [values, tensors])
+    return result, of_variables, of_tensors
+
+
+def vector_jacobian(
+    function: Callable[[], Any], variable: keras.Variable, vector: Any
+) -> Any:
+    """`(d function() / d variable)' vector`."""
+    value = variable.value
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(value)
+        result = function()
+    vector = tf.cast(tf.convert_to_tensor(vector), result.dtype)
+    return tape.gradient(result, value, output_gradients=vector)
+
+
+def value_and_gradient(function: Callable[[Any], Any], x: Any) -> Any:
+    """`function(x)` and its gradient, to be differentiated again."""
+    x = tf.convert_to_tensor(x)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        value = function(x)
+    return value, tape.gradient(value, x)
+
+
+def gradient_in_passes(
+    sample: Callable[[], Any],
+    upstream: list[Any],
+    variables: list[keras.Variable],
+    start: Tensors,
+) -> Tensors:
+    """`start + sum_k (d sample_k() / d variables)' upstream_k`.
+
+    One pass after the other: no more than one is in memory at a time.
+
+    Args:
+        sample: Makes one pass; each call draws noise of its own.
+        upstream: For every pass, the gradient of the loss by what it returns.
+        variables: The variables to differentiate by.
+        start: A list as long as `variables`.
+
+    Returns:
+        A list like `start`. As in the others, `None` stands where there is
+        no gradient.
+    """
+    values = [v.value for v in variables]
+    total = start
+    for gradient_of_pass in upstream:
+        with (
+            after([total, gradient_of_pass]),
+            tf.GradientTape(watch_accessed_variables=False) as tape,
+        ):
+            tape.watch(values)
+            outputs = sample()
+        pairs = [
+            (output, g)
+            for output, g in zip(
+                tree.flatten(outputs),
+                tree.flatten(gradient_of_pass),
+                strict=True,
+            )
+            if g is not None
+        ]
+        found = tape.gradient(
+            [output for output, _ in pairs],
+            values,
+            output_gradients=[g for _, g in pairs],
+        )
+        total = [_add(a, b) for a, b in zip(total, found, strict=True)]
+    return total
+
+
+def second_order(
+    function: Callable[[], Any],
+    theta: list[keras.Variable],
+    rho: list[keras.Variable],
+) -> tuple[Callable[[Tensors], Tensors], Callable[[Tensors], Tensors]]:
+    """Products of the second derivatives of a scalar with a vector.
+
+    With `g = d function() / d theta`, two functions of a vector q, which is a
+    list like `theta`: `(dg/dtheta)' q` and `(dg/drho)' q`.
+
+    Raises:
+        NotDifferentiableTwice: If TensorFlow has no derivative for an
+            operation of the gradient. The two functions raise it too.
+    """
+    values = [v.value for v in theta]
+    with (
+        _second_derivatives(),
+        tf.GradientTape(
+            persistent=True, watch_accessed_variables=False
+        ) as outer,
+    ):
+        outer.watch([values, [v.value for v in rho]])
+        with tf.GradientTape(watch_accessed_variables=False) as inner:
+            inner.watch(values)
+            scalar = function()
+        gradients = _dense(inner.gradient(scalar, values), values)
+
+    def product_with(
+        variables: list[keras.Variable],
+    ) -> Callable[[Tensors], Tensors]:
+        sources = [v.value for v in variables]
+
+        def product(vectors: Tensors) -> Tensors:
+            with _second_derivatives():
+                found = outer.gradient(
+                    gradients, sources, output_gradients=vectors
+                )
+            return _dense(found, sources)
+
+        return product
+
+    return product_with(theta), product_with(rho)
+
+
+@contextlib.contextmanager
+def _second_derivatives() -> Iterator[None]:
+    try:
+        yield
+    except LookupError as error:
+        raise NotDifferentiableTwice(f"TensorFlow cannot: {error}") from error
+
+
+def _dense(gradients: Any, like: Any) -> Tensors:
+    """Tensors of the shapes of `like`, zeros where there is no gradient."""
+    return [
+        tf.zeros(v.shape, v.dtype) if g is None else tf.convert_to_tensor(g)
+        for g, v in zip(gradients, like, strict=True)
+    ]
+
+
+def _add(a: Any, b: Any) -> Any:
+    if a is None or b is None:
+        return b if a is None else a
+    return a + b

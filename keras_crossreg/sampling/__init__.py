@@ -1,0 +1,1 @@
+"""K sampled predictions of a model, and their average."""

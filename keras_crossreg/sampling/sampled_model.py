@@ -1,0 +1,271 @@
+"""A Keras model whose predictions are averages of sampled predictions."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import threading
+from collections.abc import Callable
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+from keras import ops
+from keras import tree
+
+from keras_crossreg._keras import Functional
+from keras_crossreg._keras import GraphModel
+from keras_crossreg._keras import all_layers
+from keras_crossreg._keras import receive_sampling
+from keras_crossreg.checks import check_integer
+from keras_crossreg.compile_options import CompileOptions
+from keras_crossreg.primitives import after
+from keras_crossreg.random import sampling_pass
+from keras_crossreg.sampling import averaging
+from keras_crossreg.sampling.shared_samples import SharedSamples
+from keras_crossreg.sampling.shared_samples import can_share
+from keras_crossreg.sampling.shared_samples import is_stochastic
+
+# Most samples of a prediction that are made in one pass. More are made in
+# several passes, one after the other, so that memory does not grow with them.
+SAMPLES_PER_PASS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class _SampledCall:
+    """What the next call of a model returns: K samples, put together."""
+
+    model: Any
+    num_samples: int
+    combine: Callable[[Any], Any]
+
+
+class _Calls(threading.local):
+    """What calls of models are to do.
+
+    Each thread has its own: a strategy traces its replicas in several.
+    """
+
+    sampled: _SampledCall | None = None
+    #: The model whose graph repeats the batch itself, and K.
+    repeating: tuple[Any, int] | None = None
+
+
+_CALLS = _Calls()
+
+
+@contextlib.contextmanager
+def sampled_calls(
+    model: Any, num_samples: int, combine: Callable[[Any], Any]
+) -> Iterator[None]:
+    """Calls of the model within are of K sampled predictions.
+
+    The same samples in every call until training goes on.
+
+    Args:
+        model: A `SampledModel`.
+        num_samples: Integer K.
+        combine: From the samples `(K, n, ...)` to what a call returns.
+    """
+    call = _SampledCall(model, num_samples, combine)
+    before, _CALLS.sampled = _CALLS.sampled, call
+    try:
+        yield
+    finally:
+        _CALLS.sampled = before
+
+
+@dataclasses.dataclass
+class _KeptSamples:
+    """What `predict_samples` keeps.
+
+    A plain object: Keras would track a dict.
+    """
+
+    #: How many samples `predict` returns; 0 for their average.
+    num_samples: int = 0
+    #: Keras's predict function, compiled for each number.
+    functions: dict[int, Any] = dataclasses.field(default_factory=dict)
+
+
+class SampledModel(keras.Model):
+    """Draws sampled predictions, and averages them in `predict`.
+
+    A sampling pass is a forward pass with the stochastic regularizers on and
+    everything else in inference mode.
+    """
+
+    #: Keras's, compiled.
+    predict_function: Any
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        receive_sampling(self)
+        self._options = CompileOptions()
+        self._kept = _KeptSamples()
+
+    @property
+    def compile_options(self) -> CompileOptions:
+        """What `compile` said of the regularization pass."""
+        return self._options
+
+    # ---- Sampling passes -----------------------------------------------------
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        call = _CALLS.sampled
+        if call is None or call.model is not self:
+            return super().__call__(*args, **kwargs)
+        _CALLS.sampled = None
+        try:
+            samples = self._repeatable_samples(args[0], call.num_samples)
+        finally:
+            _CALLS.sampled = call
+        return call.combine(samples)
+
+    def _sample(self, x: Any, num_samples: int) -> Any:
+        """K sampled predictions `(K, n, ...)` in one tiled pass."""
+        before = _CALLS.repeating
+        if self._repeats_late:
+            _CALLS.repeating = self, num_samples
+        else:
+            x = averaging.tile(x, num_samples)
+        try:
+            with sampling_pass(num_samples):
+                outputs = super().__call__(x, training=False, sampling=True)
+        finally:
+            _CALLS.repeating = before
+        return tree.map_structure(
+            lambda y: averaging.untile(y, num_samples), outputs
+        )
+
+    @functools.cached_property
+    def _repeats_late(self) -> bool:
+        """Whether layers before the first noise see each example once."""
+        return (
+            isinstance(self, GraphModel)
+            # A `call` of the user's own sees tiled inputs and outputs.
+            and type(self).call is Functional.call
+            and can_share(self)
+        )
+
+    def sharing(self, inputs: Any) -> SharedSamples | None:
+        """How a sampling pass walks the graph; for `GraphModel`."""
+        if _CALLS.repeating is None:
+            return None
+        model, num_samples = _CALLS.repeating
+        return SharedSamples(inputs, num_samples) if model is self else None
+
+    def _sample_in_passes(
+        self, x: Any, num_samples: int, most: int
+    ) -> list[Any]:
+        """K samples or a few more, in passes of the same number of them."""
+        in_each = averaging.in_each_pass(num_samples, most)
+        parts: list[Any] = []
+        for _ in range(0, num_samples, in_each):
+            with after(parts[-1:]):
+                parts.append(self._sample(x, in_each))
+        return parts
+
+    def _repeatable_samples(self, x: Any, num_samples: int) -> Any:
+        """Samples, the same in every call until training goes on."""
+        with self._kept_seeds():
+            parts = self._sample_in_passes(x, num_samples, SAMPLES_PER_PASS)
+        return averaging.join(parts, num_samples)
+
+    @contextlib.contextmanager
+    def _kept_seeds(self) -> Iterator[None]:
+        """Leaves the random state as it was."""
+        known = {id(v) for v in self.weights + self.metrics_variables}
+        seeds = [v for v in self.variables if id(v) not in known]
+        before = [ops.copy(state.value) for state in seeds]
+        yield
+        for state, value in zip(seeds, before, strict=True):
+            state.assign(value)
+
+    @property
+    def _stochastic(self) -> bool:
+        return any(map(is_stochastic, all_layers(self)))
+
+    # ---- Predictions ---------------------------------------------------------
+
+    def _average(self, samples: Any) -> Any:
+        """The average of sampled predictions, in the space of the loss."""
+        return averaging.average(
+            samples,
+            self._options.averaging,
+            self.loss,
+            getattr(self, "output_names", None),
+        )
+
+    @contextlib.contextmanager
+    def _predictions(self) -> Iterator[None]:
+        """Calls of the model within are predictions."""
+        if self._kept.num_samples:
+            with sampled_calls(self, self._kept.num_samples, _examples_first):
+                yield
+        elif self._stochastic:
+            num_samples = self._options.eval_num_samples
+            assert num_samples is not None
+            with sampled_calls(self, num_samples, self._average):
+                yield
+        else:
+            yield
+
+    def test_step(self, *args: Any) -> Any:
+        """Keras's own step, on the average of sampled predictions."""
+        with self._predictions():
+            return super().test_step(*args)
+
+    def predict_step(self, *args: Any) -> Any:
+        """Keras's own step, on the average of sampled predictions."""
+        with self._predictions():
+            return super().predict_step(*args)
+
+    def predict_samples(
+        self,
+        x: Any,
+        num_samples: int | None = None,
+        batch_size: int | None = None,
+        verbose: Any = "auto",
+        steps: int | None = None,
+    ) -> Any:
+        """The sampled predictions that `predict` averages.
+
+        Args:
+            x: As in `keras.Model.predict`.
+            num_samples: Integer, at least 1. Defaults to `eval_num_samples`.
+            batch_size: See `keras.Model.predict`.
+            verbose: See `keras.Model.predict`.
+            steps: See `keras.Model.predict`.
+
+        Returns:
+            A NumPy array `(num_samples, n, ...)`, or a structure of them
+            where the model has several outputs.
+
+        Raises:
+            ValueError: If `num_samples` is below 1.
+
+        Example:
+
+        >>> samples = model.predict_samples(x_test, 32)
+        >>> spread = samples.std(axis=0)
+        """
+        if num_samples is None:
+            num_samples = self._options.eval_num_samples
+        num_samples = check_integer("num_samples", num_samples, 1)
+        kept, averaged = self._kept, self.predict_function
+        self.predict_function = kept.functions.get(num_samples)
+        kept.num_samples = num_samples
+        try:
+            samples = self.predict(x, batch_size, verbose, steps)
+            kept.functions[num_samples] = self.predict_function
+        finally:
+            kept.num_samples = 0
+            self.predict_function = averaged
+        return tree.map_structure(lambda y: y.swapaxes(0, 1), samples)
+
+
+def _examples_first(samples: Any) -> Any:
+    """`(K, n, ...)` to `(n, K, ...)`: Keras joins batches along axis 0."""
+    return tree.map_structure(lambda y: ops.swapaxes(y, 0, 1), samples)

@@ -1,0 +1,1 @@
+"""The training of theta and rho, on any backend."""

@@ -1,0 +1,176 @@
+"""The two steps, of theta and of rho, and when each is due."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+from keras_crossreg import _keras
+from keras_crossreg.regularizers.level_sets import project_theta_steps
+from keras_crossreg.trainers.fit_state import FitState
+from keras_crossreg.trainers.fit_warnings import warn_of_curvature
+from keras_crossreg.trainers.reg_data import with_ranks_of
+from keras_crossreg.trainers.regularization_loss import RegularizationLoss
+from keras_crossreg.trainers.rho_schedule import default_reg_freq
+
+# In the logs of a rho step, for `_run_rho_step` alone.
+IS_POSITIVE = "is_positive"
+
+
+class Alternation(RegularizationLoss):
+    """Theta at every training step; rho, at the new theta, every r.
+
+    The train function of a backend alternates compiled forms of `train_step`
+    and of `rho_step`.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # What the `fit` that runs keeps.
+        self._fit_state: FitState | None = None
+        # From a regularization batch, and a training batch where a
+        # `hypergradient` looks at one, to the logs of a rho step, compiled.
+        self._rho_function: Any = None
+
+    def train_step(self, *args: Any) -> Any:
+        """`theta <- theta - a dL_train(theta, rho) / dtheta`.
+
+        Keras's own step, with one sample of the noise: rho are not among the
+        `trainable_variables` that it moves. Weights whose complexity is rho
+        stay in its level set.
+        """
+        with project_theta_steps(self._level_sets, self.optimizer):
+            return super().train_step(*args)
+
+    def rho_step(self, data: Any, train_data: Any = None) -> Any:
+        """`rho <- rho - b dL_reg(theta, rho) / drho`, at the new theta."""
+        data = with_ranks_of(self._checked.like, data)
+        loss, y_pred, gradients, is_positive = self._rho_gradients(
+            data, train_data
+        )
+        learning = self._learning_level_sets()
+        for level_set in learning:
+            level_set.read()
+        self.rho_optimizer.apply(gradients, self._learning_rho())
+        for level_set in learning:
+            level_set.write()
+        logs = self._reg_metrics.update(data, loss, y_pred)
+        if self._options.second_order is not None:
+            logs[IS_POSITIVE] = is_positive
+        return logs
+
+    # ---- Around an execution of theta's step ---------------------------------
+
+    def _begin_execution(self) -> None:
+        """What comes before the step of theta, in `fit`."""
+        state = self._fit_state
+        if state is None:
+            return
+        state.shows_metrics = False
+        if state.stream is not None and state.steps_are_stale:
+            assert state.schedule is not None
+            state.schedule.steps = _keras.count_steps(self.optimizer)
+            state.stream.seek(_keras.count_steps(self.rho_optimizer))
+            state.steps_are_stale = False
+
+    def _keep_train_batch(self, iterator: Any) -> Any:
+        """The iterator, which a `hypergradient` takes the last batch of."""
+        state = self._fit_state
+        if state is None or self._options.second_order is None:
+            return iterator
+        batches = list(itertools.islice(iterator, self.steps_per_execution))
+        if not batches:
+            raise StopIteration
+        state.train_batch = batches[-1]
+        return iter(batches)
+
+    def _due_reg_batches(self) -> Iterator[Any]:
+        """A batch for each rho step that theta's last steps made due."""
+        state = self._fit_state
+        if state is None or state.stream is None:
+            return
+        schedule = state.schedule
+        assert schedule is not None
+        if self.steps_per_execution == 1:
+            steps = schedule.steps + 1
+        else:
+            # The last execution of an epoch may be shorter: ask.
+            steps = _keras.count_steps(self.optimizer)
+        if schedule.reg_freq is None:
+            taken = max(1, steps - schedule.steps)
+            schedule.reg_freq = default_reg_freq(
+                self._options.num_samples,
+                state.stream.batch_size,
+                _keras.count_examples(self) / taken,
+            )
+        due = schedule.advance(steps)
+        if not self._rho_frozen:
+            for _ in range(due):
+                yield next(state.stream)
+
+    def _run_rho_step(self, batch: Any) -> None:
+        """One rho step, and what is reported of it."""
+        state = self._fit_state
+        assert state is not None
+        if state.metrics_are_stale:
+            self._reg_metrics.reset()
+            state.metrics_are_stale = False
+        batches = (batch,)
+        looks_at_curvature = self._options.second_order is not None
+        if looks_at_curvature:
+            batches += (state.train_batch,)
+        logs = self._rho_function(batches)
+        if looks_at_curvature:
+            state.rho_steps += 1
+            if not logs.pop(IS_POSITIVE):
+                steps = _keras.count_steps(self.optimizer)
+                state.bad_curvature.append(steps)
+        state.logs, state.has_results = logs, True
+
+    def _with_reg_logs(self, logs: dict[str, Any]) -> dict[str, Any]:
+        """The logs of an execution, from now on with those of rho steps."""
+        state = self._fit_state
+        if state is None:
+            return logs
+        state.shows_metrics = bool(state.logs)
+        return {**logs, **state.logs}
+
+    @contextlib.contextmanager
+    def _keeping(self, state: FitState) -> Iterator[FitState]:
+        """A call of `fit`, which keeps this state to its end."""
+        before, self._fit_state = self._fit_state, state
+        try:
+            yield state
+        finally:
+            self._fit_state = before
+            state.end_stream()
+            if state.bad_curvature:
+                warn_of_curvature(
+                    len(state.bad_curvature),
+                    state.rho_steps,
+                    state.bad_curvature[-1],
+                )
+
+    # ---- What Keras reports of an epoch --------------------------------------
+
+    def reset_metrics(self) -> None:
+        super().reset_metrics()
+        if self._fit_state is not None:
+            self._fit_state.begin_epoch()
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        # What `evaluate` reports is of the data that it was given.
+        if self._fit_state is not None:
+            self._fit_state.shows_metrics = False
+        return super().evaluate(*args, **kwargs)
+
+    def get_metrics_result(self) -> dict[str, Any]:
+        results: dict[str, Any] = super().get_metrics_result()
+        state = self._fit_state
+        if state is not None and state.shows_metrics:
+            results.update(
+                self._reg_metrics.results() if state.has_results else state.logs
+            )
+        return results

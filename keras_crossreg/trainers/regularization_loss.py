@@ -1,0 +1,236 @@
+"""The loss of the regularization set, and its gradient by rho."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_crossreg import _keras
+from keras_crossreg import primitives
+from keras_crossreg.hypergradients.correction import SecondOrderError
+from keras_crossreg.hypergradients.correction import correction
+from keras_crossreg.rho_model import RhoModel
+from keras_crossreg.sampling.averaging import in_each_pass
+from keras_crossreg.sampling.averaging import join
+from keras_crossreg.trainers import reg_data
+from keras_crossreg.trainers.reg_metrics import RegMetrics
+
+
+@dataclasses.dataclass
+class CheckedBatch:
+    """The regularization batch that was checked last.
+
+    A plain object: Keras would track a structure.
+
+    Attributes:
+        like: Symbolic tensors like the training batch that goes with it, or
+            `None`.
+        key: What tells it from others that need a check of their own.
+    """
+
+    like: Any = None
+    key: Any = None
+
+
+class RegularizationLoss(RhoModel):
+    """L_reg, the loss of the average of K sampled predictions."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.rho_optimizer: Any = None
+        self._reg_metrics = RegMetrics()
+        self._checked = CheckedBatch()
+
+    def _rho_gradients(self, data: Any, train_data: Any) -> Any:
+        """L_reg and `dL_reg / drho`.
+
+        With a `hypergradient` of second order, also what theta's answer to
+        rho adds, from the curvature of L_train on `train_data`.
+
+        Returns:
+            `(loss, y_pred, gradients, is_positive)`, the last of which tells
+            whether that curvature was positive.
+        """
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        second_order = self._options.second_order
+        rho = self._learning_rho()
+        theta = [] if second_order is None else self.theta_variables
+        crossing = self._learning_level_sets()
+        # Samples of a model without noise are all the same.
+        num_samples = self._options.num_samples if self._stochastic else 1
+        passes = self._samples_for_passes(x, num_samples)
+
+        def loss_of_average(passes: Any) -> Any:
+            samples = passes or [self._sample(x, num_samples)]
+            y_pred = self._average(join(samples, num_samples))
+            loss = _keras.compute_loss(self, x, y, y_pred, sample_weight)
+            # Theta's answer is to the loss of held-out examples alone.
+            scaled = self.rho_optimizer.scale_loss(loss - self._penalty())
+            return scaled, (loss, y_pred)
+
+        # Only rho are watched, and theta where they shall answer.
+        watched = [*rho, *theta, *(s.weight for s in crossing)]
+        (loss, y_pred), found, upstream = primitives.value_and_gradients(
+            loss_of_average, watched, passes
+        )
+        in_each = in_each_pass(num_samples, self._options.samples_per_pass)
+        found = primitives.gradient_in_passes(
+            lambda: self._sample(x, in_each), upstream, watched, found
+        )
+        gradients = found[: len(rho)]
+        answers = found[len(rho) : len(rho) + len(theta)]
+        across = found[len(rho) + len(theta) :]
+        # Weights with a learned regularizer leave a part of theirs to rho.
+        g_rho = {
+            id(level_set.rho): level_set.rho_gradient(g)
+            for level_set, g in zip(crossing, across, strict=True)
+            if g is not None
+        }
+        gradients = [
+            g_rho.get(id(v), g) for v, g in zip(rho, gradients, strict=True)
+        ]
+        is_positive: Any = True
+        if second_order is not None and theta:
+            added, is_positive = correction(
+                second_order,
+                functools.partial(
+                    self._training_loss,
+                    reg_data.first_examples(
+                        train_data, second_order.batch_size
+                    ),
+                ),
+                theta,
+                rho,
+                answers,
+                learning_rate=lambda: self.optimizer.learning_rate,
+                received=self._options.hypergradient,
+            )
+            gradients = [
+                g if g is None else g + a
+                for g, a in zip(gradients, added, strict=True)
+            ]
+        return loss, y_pred, gradients, is_positive
+
+    def _samples_for_passes(self, x: Any, num_samples: int) -> list[Any]:
+        """Samples in several passes, whose noise the next passes repeat.
+
+        None where one pass does: for few samples, and where `call` adds a
+        loss of its own, which is of a single pass.
+        """
+        most = self._options.samples_per_pass
+        if num_samples <= most:
+            return []
+        with self._kept_seeds():
+            parts = self._sample_in_passes(x, num_samples, most)
+        return [] if _keras.call_losses(self) else parts
+
+    def _penalty(self) -> Any:
+        """What the regularizers of theta add to the loss of any examples."""
+        return sum(
+            ops.cast(v.regularizer(v), "float32")
+            for v in self.theta_variables
+            if v.regularizer is not None
+        )
+
+    def _training_loss(self, data: Any) -> Any:
+        """L_train as a function of theta and of rho, and nothing else.
+
+        The pass of a training step, but that the gradient of rho is let
+        through. It leaves no trace: every variable, the state of random
+        generators and of BatchNormalization too, keeps its value.
+        """
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        # All of theta: Keras asks here for every weight with a regularizer.
+        values = {id(v): (v, v.value) for v in self.theta_variables}
+        for s in self._level_sets:
+            values[id(s.weight)] = s.weight, s.moved()
+        with keras.StatelessScope(list(values.values()), collect_losses=True):
+            y_pred = self(x, training=True, sampling=True)
+            return _keras.compute_loss(self, x, y, y_pred, sample_weight)
+
+    # ---- Checks before a weight moves ----------------------------------------
+
+    def _reached(
+        self, gradients: Callable[[Any], list[Any]], batch: Any
+    ) -> list[bool]:
+        """Whether a gradient reaches each rho; of a backend.
+
+        Traces `gradients(batch)` without moving anything.
+        """
+        raise NotImplementedError
+
+    def _creation_scope(self) -> contextlib.AbstractContextManager[Any]:
+        """Where variables are created; of a backend."""
+        return contextlib.nullcontext()
+
+    def _check_rho_step(self, rho: list[keras.Variable], batch: Any) -> None:
+        """Raises a ValueError where a rho step on the batch would fail."""
+        y_pred = None
+
+        def gradients(data: Any) -> list[Any]:
+            nonlocal y_pred
+            # A training batch has the same structure.
+            _, y_pred, found, _ = self._rho_gradients(data, data)
+            return list(found)
+
+        try:
+            with self._kept_seeds():
+                reached = self._reached(gradients, batch)
+            if not self._reg_metrics.built:
+                _, y, weight = keras.utils.unpack_x_y_sample_weight(batch)
+                with self._creation_scope():
+                    self._reg_metrics.build(
+                        *map(reg_data.symbolic, (y, y_pred, weight))
+                    )
+        except SecondOrderError:
+            raise
+        except (ValueError, TypeError, KeyError) as error:
+            if self._checked.like is not None:
+                # Says more, where it is the sizes.
+                reg_data.check_batches_match(
+                    self._checked.like, batch, sizes=True
+                )
+            raise ValueError(
+                "The regularization pass failed: `reg_data` must hold inputs "
+                "and targets that fit the model and its loss. The error was: "
+                f"{error}\nReceived: reg_data={reg_data.describe(batch)}"
+            ) from error
+        lost = [
+            v.path
+            for v, is_there in zip(rho, reached, strict=True)
+            if not is_there
+        ]
+        if lost:
+            raise ValueError(
+                "No gradient of the regularization loss reaches these rho: "
+                "they do not take part in a sampling pass (`call(..., "
+                "sampling=True)`), or a gradient is stopped on the way. "
+                f"Received: rho={lost}"
+            )
+
+    def _check_finite(self, rows: list[int], batch: Any) -> None:
+        """Refuses examples that would make rho not a number, for good.
+
+        `batch`: the examples of arrays that hold a NaN or an infinity, and
+        `rows` their numbers. A model or a loss may know how to mask them.
+        """
+        if not rows:
+            return
+        batch = reg_data.with_ranks_of(self._checked.like, batch)
+        with self._kept_seeds():
+            loss, _, gradients, _ = self._rho_gradients(batch, batch)
+        numbers = map(ops.convert_to_numpy, (loss, *gradients))
+        if not all(np.isfinite(v).all() for v in numbers):
+            raise ValueError(
+                "There are NaN or infinities in `reg_data`, and they make the "
+                "regularization loss one too. Leave such examples out, or "
+                "mask them in the model and in the loss. "
+                f"Received: rows of reg_data={rows}"
+            )

@@ -1,0 +1,380 @@
+"""`fit` and `train_on_batch` of theta and rho."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from keras_crossreg import _keras
+from keras_crossreg.trainers import reg_data as data_lib
+from keras_crossreg.trainers.alternation import Alternation
+from keras_crossreg.trainers.fit_state import FitState
+from keras_crossreg.trainers.fit_warnings import RhoWatch
+from keras_crossreg.trainers.fit_warnings import warn_of_nan_monitors
+from keras_crossreg.trainers.fit_warnings import warn_of_no_rho
+from keras_crossreg.trainers.fit_warnings import warn_of_no_rho_step
+from keras_crossreg.trainers.fit_warnings import warn_of_reg_data
+from keras_crossreg.trainers.merge import OneRun
+from keras_crossreg.trainers.merge import merge
+from keras_crossreg.trainers.reg_stream import RegularizationStream
+from keras_crossreg.trainers.rho_schedule import RhoSchedule
+from keras_crossreg.trainers.rho_schedule import default_reg_warmup
+
+
+class CrossRegTrainer(Alternation):
+    """Keras's `fit`, with a regularization set.
+
+    A backend says how steps are compiled and batches are made, in a subclass.
+    """
+
+    # ---- What a backend says -------------------------------------------------
+
+    @property
+    def _num_replicas(self) -> int:
+        """Devices that each have a part of every batch."""
+        return 1
+
+    def _make_stream(
+        self, reg_data: Any, batch_size: int | None, position: int
+    ) -> RegularizationStream:
+        """The regularization batches, from this one on."""
+        raise NotImplementedError
+
+    def _merge_datasets(self, x: Any, reg_x: Any) -> Any:
+        """Two datasets of the backend as one; `None` for other data."""
+        return None
+
+    def _build_on_inputs(self, x: Any) -> None:
+        """Creates the variables of the model, from symbolic inputs."""
+        self(x)
+
+    # ---- Training ------------------------------------------------------------
+
+    def fit(
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        epochs: int = 1,
+        verbose: Any = "auto",
+        callbacks: Any = None,
+        validation_split: float = 0.0,
+        validation_data: Any = None,
+        shuffle: bool = True,
+        class_weight: Any = None,
+        sample_weight: Any = None,
+        initial_epoch: int = 0,
+        steps_per_epoch: int | None = None,
+        validation_steps: int | None = None,
+        validation_batch_size: int | None = None,
+        validation_freq: int = 1,
+        *,
+        reg_data: Any = None,
+        reg_split: float = 0.0,
+        reg_batch_size: int | None = None,
+        merge_epochs: int = 0,
+    ) -> Any:
+        """Trains theta on `x`, `y` and rho on `reg_data`.
+
+        Args:
+            x: Training data. This and every argument up to `validation_freq`
+                as in `keras.Model.fit`.
+            y: See `keras.Model.fit`.
+            batch_size: See `keras.Model.fit`.
+            epochs: See `keras.Model.fit`.
+            verbose: See `keras.Model.fit`.
+            callbacks: See `keras.Model.fit`.
+            validation_split: See `keras.Model.fit`.
+            validation_data: See `keras.Model.fit`.
+            shuffle: See `keras.Model.fit`.
+            class_weight: See `keras.Model.fit`. For the training batches; the
+                regularization loss is weighted by sample weights alone.
+            sample_weight: See `keras.Model.fit`.
+            initial_epoch: See `keras.Model.fit`.
+            steps_per_epoch: See `keras.Model.fit`.
+            validation_steps: See `keras.Model.fit`.
+            validation_batch_size: See `keras.Model.fit`.
+            validation_freq: See `keras.Model.fit`.
+            reg_data: The regularization set: held-out examples whose
+                gradient moves rho. Not the validation set and not the test
+                set: it is consumed by training. Every form that `x` takes, or
+                a tuple `(x, y)` or `(x, y, sample_weight)` of arrays.
+            reg_split: Float in (0, 1). The part of the training data, at its
+                end and before it is shuffled, to use as regularization set,
+                as `validation_split` does. With both, the validation part is
+                cut first, and this is a part of what is left. For arrays.
+            reg_batch_size: Integer. Examples in a regularization batch, at
+                most the regularization set. Defaults to an eighth of
+                `batch_size`, and one for each replica at least. Not for data
+                that come in batches.
+            merge_epochs: Integer. The last of the `epochs` that train theta
+                on training and regularization data together, with rho
+                frozen, so that no example is lost to regularization. A run
+                that a callback stops before has none. Defaults to `0`.
+
+        Returns:
+            A `keras.callbacks.History`. Next to `loss` it has `reg_loss`, and
+            each compiled metric on the regularization batches under
+            `reg_<name>`.
+
+        Raises:
+            ValueError: Before the first step, if the model has rho to learn
+                and neither `reg_data` nor `reg_split` is given; if the
+                regularization set is empty or does not fit the model; if an
+                argument is out of range; if no gradient of the regularization
+                loss reaches a rho.
+        """
+        data_lib.check_fit_arguments(
+            reg_data, reg_split, reg_batch_size, merge_epochs, epochs
+        )
+        data = (x, y, sample_weight)
+        if (
+            validation_data is None
+            and validation_split
+            and (reg_split or merge_epochs)
+        ):
+            data, validation_data = data_lib.split(
+                data, "validation_split", validation_split
+            )
+            validation_split = 0.0
+        if reg_split:
+            data, reg_data = data_lib.split(data, "reg_split", reg_split)
+
+        def keras_fit(
+            data: Any, callbacks: Any, initial_epoch: int, epochs: int
+        ) -> Any:
+            return super(CrossRegTrainer, self).fit(
+                x=data[0],
+                y=data[1],
+                batch_size=batch_size,
+                epochs=epochs,
+                verbose=verbose,
+                callbacks=callbacks,
+                validation_split=validation_split,
+                validation_data=validation_data,
+                shuffle=shuffle,
+                class_weight=class_weight,
+                sample_weight=data[2],
+                initial_epoch=initial_epoch,
+                steps_per_epoch=steps_per_epoch,
+                validation_steps=validation_steps,
+                validation_batch_size=validation_batch_size,
+                validation_freq=validation_freq,
+            )
+
+        steps = steps_per_epoch or data_lib.num_batches(data, batch_size)
+        with self._keeping(FitState()) as state:
+            watch = None
+            if self.compiled:
+                data = self._prepare(
+                    state, data, reg_data, batch_size, reg_batch_size
+                )
+                state.schedule = self._make_schedule(
+                    steps, epochs - initial_epoch
+                )
+                learning = self._learning_rho()
+                watch = RhoWatch(learning, self.rho_optimizer)
+                if learning and reg_data is not None:
+                    warn_of_reg_data(data, reg_data, validation_data, learning)
+            if merge_epochs:
+                merged = merge(data, reg_data, self._merge_datasets)
+                callbacks = OneRun(
+                    callbacks,
+                    self,
+                    verbose=verbose,
+                    epochs=epochs,
+                    steps=steps,
+                )
+            switch = epochs - merge_epochs
+            history = keras_fit(data, callbacks, initial_epoch, switch)
+            if watch is not None:
+                self._end_learning(state, watch, history)
+            if merge_epochs and not self.stop_training:
+                state.end_stream()
+                if state.logs:
+                    state.clear_logs(self._reg_metrics.results())
+                callbacks.next_phase(
+                    steps_per_epoch or data_lib.num_batches(merged, batch_size)
+                )
+                first = max(switch, initial_epoch, self._initial_epoch or 0)
+                self._initial_epoch = None
+                history = keras_fit(merged, callbacks, first, epochs)
+            warn_of_nan_monitors(callbacks)
+            return history
+
+    def _prepare(
+        self,
+        state: FitState,
+        data: Any,
+        reg_data: Any,
+        batch_size: int | None,
+        reg_batch_size: int | None,
+    ) -> Any:
+        """Checks everything that can be checked before a weight moves.
+
+        Returns:
+            The data to train on, `(x, y, sample_weight)`.
+        """
+        like, x = None, data[0]
+        if reg_data is not None or not self._is_built or self._num_replicas > 1:
+            like, x = data_lib.peek(*data)
+        state.train_like = like
+        if reg_data is None:
+            self._build_on(like)
+            self._check_level_sets()
+            data_lib.check_reg_data_is_there(self._learning_rho(), reg_data)
+        else:
+            size = data_lib.batch_size_of(data, batch_size)
+            if reg_batch_size is None and size is not None:
+                reg_batch_size = max(size // 8, self._num_replicas)
+            state.stream = self._make_stream(
+                reg_data,
+                reg_batch_size,
+                position=_keras.count_steps(self.rho_optimizer),
+            )
+            if self._check_reg_batch(like, state.stream.first_batch):
+                self._check_finite(*state.stream.not_finite())
+                state.clear_logs(self._reg_metrics.results())
+            if not self.rho_variables:
+                state.end_stream()
+        self._build_optimizers()
+        return x, *data[1:]
+
+    def _make_schedule(self, steps: int | None, epochs: int) -> RhoSchedule:
+        """With `steps` an epoch, or `None` where that is not known."""
+        reg_warmup = self._options.reg_warmup
+        if reg_warmup is None:
+            total = _keras.count_steps(self.optimizer) + epochs * (steps or 0)
+            reg_warmup = default_reg_warmup(
+                _keras.all_layers(self), total if steps else None
+            )
+        return RhoSchedule(self._options.reg_freq, reg_warmup)
+
+    def _end_learning(
+        self, state: FitState, watch: RhoWatch, history: Any
+    ) -> None:
+        """Ends the learning of rho as Keras ends that of theta."""
+        if state.stream is None or not self._learning_rho():
+            return
+        assert state.schedule is not None
+        if _keras.count_steps(self.rho_optimizer):
+            # Puts averages in place, where the optimizer keeps some.
+            self.rho_optimizer.finalize_variable_values(self.rho_variables)
+            for level_set in self._learning_level_sets():
+                level_set.write()
+            watch.report(history.history)
+        elif state.schedule.steps:
+            # In no earlier `fit` either.
+            warn_of_no_rho_step(state.schedule)
+
+    def train_on_batch(
+        self,
+        x: Any,
+        y: Any = None,
+        sample_weight: Any = None,
+        class_weight: Any = None,
+        return_dict: bool = False,
+        *,
+        reg_data: Any = None,
+    ) -> Any:
+        """One theta step on a batch, then one rho step on `reg_data`, if any.
+
+        Args:
+            x: As in `keras.Model.train_on_batch`, and every argument up to
+                `return_dict`.
+            y: See `keras.Model.train_on_batch`.
+            sample_weight: See `keras.Model.train_on_batch`.
+            class_weight: See `keras.Model.train_on_batch`.
+            return_dict: See `keras.Model.train_on_batch`.
+            reg_data: A regularization batch `(x, y)` or
+                `(x, y, sample_weight)`. `reg_freq` does not apply: pass it
+                whenever rho shall move. Without it, only theta moves.
+
+        Returns:
+            As `keras.Model.train_on_batch`; with `reg_data` and
+            `return_dict=True` also `reg_loss` and the regularization metrics.
+        """
+        batch, learning = None, []
+        if reg_data is not None and self.compiled:
+            batch = data_lib.one_batch(reg_data)
+            like = data_lib.symbolic((x, y, sample_weight))
+            learning = self._check_reg_batch(like, batch)
+        with self._keeping(FitState()) as state:
+            logs = super().train_on_batch(
+                x,
+                y,
+                sample_weight=sample_weight,
+                class_weight=class_weight,
+                return_dict=return_dict,
+            )
+            if learning:
+                self._run_rho_step(batch)
+                if return_dict:
+                    for name, value in state.logs.items():
+                        logs[name] = float(value)
+        return logs
+
+    # ---- Checks, and what is built for them ----------------------------------
+
+    def _check_reg_batch(self, like: Any, batch: Any) -> list[keras.Variable]:
+        """Whether a regularization batch fits the training data and the model.
+
+        `like`: symbolic tensors like the training batch, or `None`. Returns
+        the rho that will learn.
+        """
+        self._build_on(like)
+        self._check_level_sets()
+        learning = self._learning_rho()
+        key = (
+            [id(v) for v in learning],
+            data_lib.describe(like),
+            data_lib.describe(batch),
+        )
+        checked = self._checked
+        if key != checked.key:
+            checked.like = like
+            batch = data_lib.with_ranks_of(like, batch)
+            if like is not None:
+                data_lib.check_batches_match(like, batch)
+            if learning:
+                self._check_rho_step(learning, batch)
+                checked.key = key
+            elif not self.rho_variables:
+                warn_of_no_rho()
+            self._build_optimizers()
+        return learning
+
+    def _check_level_sets(self) -> None:
+        for level_set in self._level_sets:
+            if self._num_replicas > 1:
+                raise ValueError(
+                    "Learned regularizers work on one device. Received: "
+                    f"weight={level_set.weight.path} with "
+                    f"regularizer={level_set.regularizer} under a strategy of "
+                    f"{self._num_replicas} replicas"
+                )
+            level_set.check()
+
+    def _build_on(self, batch: Any) -> None:
+        """Creates the variables of a model that has not seen data yet."""
+        if batch is not None and not self._is_built:
+            x, _, _ = keras.utils.unpack_x_y_sample_weight(batch)
+            with self._creation_scope():
+                self._build_on_inputs(x)
+        self._mark_rho()
+
+    def _build_optimizers(self) -> None:
+        """Builds each optimizer on its own variables.
+
+        Keras does it for `optimizer` alone, in `fit` and on loading.
+        """
+        if not self.built:
+            return
+        with self._creation_scope():
+            for optimizer, variables in (
+                (self.optimizer, self.theta_variables),
+                (self.rho_optimizer, self.rho_variables),
+            ):
+                if optimizer is not None and not optimizer.built:
+                    optimizer.build(variables)
