@@ -14,7 +14,6 @@ from keras_crossreg._keras import CompileMetrics
 from keras_crossreg.checks import check_integer
 from keras_crossreg.hypergradients import Hypergradient
 from keras_crossreg.rho import check_patterns
-from keras_crossreg.sampling.averaging import check_averaging
 
 DEFAULT_RHO_LEARNING_RATE = 0.1
 
@@ -56,7 +55,7 @@ class CompileOptions:
         ):
             if getattr(self, name) is not None:
                 self._set(name, least)
-        check_averaging(self.averaging)
+        _check_averaging(self.averaging)
         check_patterns(self.rho)
         hypergradients.get(self.hypergradient)
 
@@ -75,6 +74,18 @@ class CompileOptions:
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
         }
+
+
+def _check_averaging(averaging: Any) -> None:
+    """Raises a ValueError for an unknown `averaging`."""
+    if averaging in ("auto", "outputs", "probabilities"):
+        return
+    if not callable(averaging):
+        raise ValueError(
+            'Expected `averaging` to be "auto", "outputs", "probabilities" or '
+            "a callable from an array of samples `(K, n, ...)` to their "
+            f"average `(n, ...)`. Received: averaging={averaging}"
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ import keras
 
 from keras_crossreg._keras import Functional
 from keras_crossreg._keras import functional_init_arguments
-from keras_crossreg.checks import check_backend
+from keras_crossreg.backends import check_backend
 from keras_crossreg.compile_options import CompileOptions
 from keras_crossreg.compile_options import OptimizerConfigs
 from keras_crossreg.compile_options import copy_metrics

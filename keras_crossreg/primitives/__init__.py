@@ -4,7 +4,7 @@ No trainer: layers, regularizers and noise need these alone. The primitives of
 a backend are one file, which lists what a new one has to bring.
 """
 
-from keras_crossreg.checks import check_backend
+from keras_crossreg.backends import check_backend
 from keras_crossreg.primitives.errors import NotDifferentiableTwice
 
 if check_backend() == "tensorflow":

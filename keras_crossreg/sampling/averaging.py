@@ -116,18 +116,6 @@ def _log_mean_exp(x: Any) -> Any:
     return ops.logsumexp(x, axis=0) - math.log(x.shape[0])
 
 
-def check_averaging(averaging: Any) -> None:
-    """Raises a ValueError for an unknown `averaging`."""
-    if averaging in ("auto", "outputs", "probabilities"):
-        return
-    if not callable(averaging):
-        raise ValueError(
-            'Expected `averaging` to be "auto", "outputs", "probabilities" or '
-            "a callable from an array of samples `(K, n, ...)` to their "
-            f"average `(n, ...)`. Received: averaging={averaging}"
-        )
-
-
 def average(
     samples: Any,
     averaging: Any,

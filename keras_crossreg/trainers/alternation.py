@@ -26,6 +26,9 @@ class Alternation(RegularizationLoss):
     and of `rho_step`.
     """
 
+    #: Keras's, compiled.
+    train_function: Any
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         # What the `fit` that runs keeps.
@@ -117,7 +120,7 @@ class Alternation(RegularizationLoss):
         if state.metrics_are_stale:
             self._reg_metrics.reset()
             state.metrics_are_stale = False
-        batches = (batch,)
+        batches: tuple[Any, ...] = (batch,)
         looks_at_curvature = self._options.second_order is not None
         if looks_at_curvature:
             batches += (state.train_batch,)

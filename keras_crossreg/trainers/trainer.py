@@ -28,6 +28,9 @@ class CrossRegTrainer(Alternation):
     A backend says how steps are compiled and batches are made, in a subclass.
     """
 
+    #: Keras's: where a callback says that a run goes on.
+    _initial_epoch: int | None
+
     # ---- What a backend says -------------------------------------------------
 
     @property

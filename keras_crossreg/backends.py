@@ -1,0 +1,41 @@
+"""Which backends of Keras models train on, and what to install for one."""
+
+from __future__ import annotations
+
+_HOW = (
+    "Install it with `pip install 'keras-crossreg[tensorflow]'`, and set "
+    "`KERAS_BACKEND=tensorflow` before Keras is imported."
+)
+
+try:
+    import keras
+except ModuleNotFoundError as error:
+    if error.name not in ("tensorflow", "jax", "torch", "openvino"):
+        raise
+    raise ImportError(
+        f"The backend of Keras is not installed ({error}). keras_crossreg "
+        f"trains on the TensorFlow backend so far. {_HOW}"
+    ) from error
+
+#: Backends that models train on.
+BACKENDS = ("tensorflow",)
+
+
+def is_supported() -> bool:
+    """Whether models train on the backend of Keras that is in use."""
+    return keras.backend.backend() in BACKENDS
+
+
+def check_backend() -> str:
+    """The backend of Keras that is in use.
+
+    Raises:
+        ImportError: If models do not train on it.
+    """
+    backend: str = keras.backend.backend()
+    if not is_supported():
+        raise ImportError(
+            "keras_crossreg trains on the TensorFlow backend so far. "
+            f"{_HOW} Received: keras.backend.backend()={backend}"
+        )
+    return backend

@@ -1,0 +1,1 @@
+"""Functional models, taken apart and made anew with other layers."""
