@@ -2,9 +2,9 @@
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 import keras_crossreg as kcr
+from keras_crossreg import primitives
 
 ROWS = 24
 
@@ -113,6 +113,36 @@ def moved(before, variables):
     ]
 
 
+def numbers_of(tensor):
+    """A tensor as a NumPy array; `None` where it is a symbolic one."""
+    if isinstance(tensor, keras.KerasTensor):
+        return None
+    try:
+        return keras.ops.convert_to_numpy(tensor)
+    except (NotImplementedError, TypeError, ValueError):
+        # Of a trace.
+        return None
+
+
+def gradients(function, variables):
+    """`d sum(function()) / d variables` as arrays.
+
+    `None` stands where no gradient reaches a variable.
+    """
+    found = primitives.gradient(
+        lambda: keras.ops.sum(function()), list(variables)
+    )
+    return [
+        None if g is None else keras.ops.convert_to_numpy(g) for g in found
+    ]
+
+
+def random_states(model):
+    """The variables in which a model keeps its random numbers."""
+    known = {id(v) for v in model.weights + model.metrics_variables}
+    return [v for v in model.variables if id(v) not in known]
+
+
 class Rows(keras.layers.Layer):
     """Notes how many examples each call has."""
 
@@ -153,9 +183,10 @@ class Recorder(kcr.layers.RhoLayer):
         self.rho = self.add_rho("rho", start=1.0)
 
     def call(self, inputs, training=False, sampling=None):
-        if not tf.is_symbolic_tensor(inputs):
+        rows = numbers_of(inputs)
+        if rows is not None:
             seen = self.sampled if sampling else self.trained
-            seen.append(inputs.numpy()[:, 0].astype(int).tolist())
+            seen.append(rows[:, 0].astype(int).tolist())
         return inputs * self.rho_value(self.rho, sampling)
 
 

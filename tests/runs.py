@@ -10,11 +10,12 @@ import numpy as np
 from helpers import compile_model
 from helpers import make_data
 from helpers import make_model
+from helpers import random_states
 
-# The processes start as forks of one that has imported TensorFlow, and run
-# nothing before: an import each would take most of the time.
+# The processes start as forks of one that has imported Keras and its backend,
+# and run nothing before: an import each would take most of the time.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tensorflow", "keras"])
+CONTEXT.set_forkserver_preload(["keras"])
 
 
 def in_process(function, *args, **kwargs):
@@ -49,7 +50,7 @@ def state(model):
     """All that training moves, as one dict of arrays."""
     parts = {
         "weights": model.weights,
-        "seeds": model._seed_states(),
+        "seeds": random_states(model),
         "optimizer": model.optimizer.variables,
         "rho_optimizer": model.rho_optimizer.variables,
     }
