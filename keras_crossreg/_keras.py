@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from typing import Any
 
-# What a call would do to shapes, with the state that it creates.
+# It tells what a call would do to shapes, and creates state on the way.
 from keras.src.backend import compute_output_spec
 
 # A tensor's mask is an attribute that averaging would drop.
 from keras.src.backend import get_keras_mask
 from keras.src.backend import set_keras_mask
 
-# What `export` finds out about the inputs of a model, for a model around it.
+# `export` asks it for the inputs of a model; so does a model around that one.
 from keras.src.export.export_utils import get_input_signature
 
 # Under a strategy, `compute_loss` divides by the number of replicas; what the
@@ -38,23 +38,23 @@ from keras.src.saving.object_registration import GLOBAL_CUSTOM_NAMES
 # regularization set, with the names and the structure of the first.
 from keras.src.trainers.compile_utils import CompileMetrics
 
-# Every form of data that `fit` takes, as one: arrays, `tf.data.Dataset`,
-# `PyDataset`, generators, torch `DataLoader`.
+# It reads every form of data that `fit` takes alike: arrays,
+# `tf.data.Dataset`, `PyDataset`, generators, torch `DataLoader`.
 from keras.src.trainers.data_adapters import get_data_adapter
 
-# Which data are arrays, to Keras.
+# It tells which data are arrays, to Keras.
 from keras.src.trainers.data_adapters.array_data_adapter import (
     can_convert_arrays,
 )
 
-# Any array that `fit` takes (NumPy, pandas, SciPy, torch, tensors, sparse and
-# ragged ones too) as one that TensorFlow takes, and rows of it.
+# They turn any array that `fit` takes (NumPy, pandas, SciPy, torch, tensors,
+# sparse and ragged ones too) into one that the backend takes, and rows of it.
 from keras.src.trainers.data_adapters.array_slicing import convert_to_sliceable
 from keras.src.trainers.data_adapters.array_slicing import (
     slice_tensorflow_sparse_wrapper,
 )
 
-# The first part of `validation_split`, for `reg_split`.
+# `reg_split` cuts as `validation_split` does.
 from keras.src.trainers.data_adapters.array_slicing import (
     train_validation_split,
 )
@@ -85,9 +85,10 @@ __all__ = [
     "optimized_variables",
     "producing_node",
     "receive_sampling",
-    "set_lower_is_better",
     "set_keras_mask",
+    "set_lower_is_better",
     "slice_tensorflow_sparse_wrapper",
+    "take_initial_epoch",
     "train_validation_split",
     "unscale_loss_for_distribution",
 ]
@@ -246,6 +247,15 @@ def set_lower_is_better(metric: Any) -> None:
     They ask each metric for this attribute, which has no public name.
     """
     metric._direction = "down"
+
+
+def take_initial_epoch(model: Any) -> int:
+    """Where a callback says that a run goes on; it is not said again.
+
+    `BackupAndRestore` writes it on the model, and `fit` reads it.
+    """
+    epoch, model._initial_epoch = model._initial_epoch, None
+    return epoch or 0
 
 
 def count_examples(model: Any) -> int:

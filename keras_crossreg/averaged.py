@@ -41,6 +41,7 @@ def averaged(model: CrossRegModel, num_samples: int) -> keras.Model:
 
     Example:
 
+    >>> import tensorflow as tf
     >>> kcr.averaged(model, 32).export("served")
     >>> served = tf.saved_model.load("served")
     >>> served.serve(x_test)

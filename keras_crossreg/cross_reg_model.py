@@ -73,15 +73,15 @@ class CrossRegModel(Trainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         if functional_init_arguments(args, kwargs):
             functional: Any = type(self)
-            # Not by the `__setattr__` of Keras, which cannot track yet.
+            # The `__setattr__` of Keras cannot track attributes yet.
             object.__setattr__(self, "__class__", functional_class(functional))
         super().__init__(*args, **kwargs)
-        # What else `compile` was given. A plain object: Keras would track it.
+        # This is a plain object, as Keras would track a dict.
         self._given = _GivenArguments()
 
     def build_from_config(self, config: Any) -> None:
-        # A graph of layers was built with them. Keras cannot build it again
-        # from its config, which has no shape.
+        # A graph of layers was built together with them, and Keras cannot
+        # build it again from a config that has no shape.
         if not (isinstance(self, Functional) and self.built):
             super().build_from_config(config)
 
@@ -248,7 +248,7 @@ class CrossRegModel(Trainer):
         `keras.Model`, it then takes a `compile_from_config` of one's own too.
         """
         if type(self).compile is not CrossRegModel.compile:
-            # Keras warns, and does not compile.
+            # Keras then warns, and does not compile.
             super().compile_from_config(config)
             return
         config = dict(config)
@@ -330,7 +330,7 @@ class CrossRegModel(Trainer):
 
     def __reduce__(self) -> Any:
         # The class of a functional model is made at run time, where `pickle`
-        # does not find it: name the method that reads it by this one.
+        # does not find it: the method that reads it goes by this class.
         read, arguments = super().__reduce__()
         return getattr(CrossRegModel, read.__name__), arguments
 

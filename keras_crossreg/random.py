@@ -16,9 +16,10 @@ from keras_crossreg.primitives import uniform
 
 __all__ = ["SeedGenerator", "normal", "uniform"]
 
-# Odd and large: seeds that a user counts up stay apart on all replicas.
+# The stride is odd and large, so that seeds that a user counts up stay apart
+# on all replicas.
 _STRIDE = 1_000_003
-# Numbers of a batch that differ, at the least, and how often each repeats:
+# So many numbers of a batch differ, at the least, and each is used so often:
 # eight times takes most of what there is to win, and a batch has dozens of
 # examples.
 _FEWEST = 8192
@@ -123,7 +124,7 @@ def normal(
     if num_samples is None:
         num_samples = reuse = 1
     examples = _ceil_div(shape[0], num_samples)
-    # Each makes two of numbers: one of cosines, and one of sines.
+    # Each row makes two rows of numbers: one of cosines, one of sines.
     rows = _ceil_div(examples, 2)
     if reuse > 1:
         of_a_row = ops.maximum(2 * size * num_samples, 1)

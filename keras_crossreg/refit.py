@@ -95,7 +95,7 @@ def refit(
         if isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks.append(replay)
         else:
-            # First, so that other callbacks see what it sets.
+            # The replay comes first, so that other callbacks see what it sets.
             callbacks = [replay, *keras.tree.flatten(callbacks or [])]
             fit_arguments["callbacks"] = callbacks
     final.fit(x, y, **fit_arguments)
@@ -124,7 +124,7 @@ class _Replay(keras.callbacks.Callback):
                 f"`schedule` has no record of the rho {missing}. "
                 f"Received: schedule with {sorted(history)}"
             )
-        # From the start to the end of the last epoch.
+        # A curve goes from the start of the run to the end of its last epoch.
         self.curves = [
             np.stack([schedule.start.get(path, values[0]), *values])
             for path, values in ((path, history[path]) for path in paths)

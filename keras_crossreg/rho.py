@@ -15,7 +15,7 @@ from keras import ops
 from keras_crossreg.parametrization import IDENTITY
 from keras_crossreg.parametrization import Parametrization
 
-# Of paths that an error names, the most.
+# An error names so many paths at the most.
 _MOST_NAMED = 20
 
 
@@ -212,7 +212,7 @@ def check_start(
         number = float(value)
     except (TypeError, ValueError):
         number = float("nan")
-    # Not true of "not a number" either.
+    # The comparison is false for "not a number" too.
     if not (0 < number < below or (zero and number == 0)):
         allowed = "that is not negative" if zero else "above 0"
         if below < math.inf:

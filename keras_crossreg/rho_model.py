@@ -143,7 +143,7 @@ class RhoModel(SampledModel):
                     f"Expected the paths of rho, {sorted(rho)}. "
                     f"Received: path={path}"
                 )
-        # All are checked before one is set.
+        # Every value is checked before the first one is set.
         stored = {p: stored_value(rho[p], v) for p, v in values.items()}
         for path, value in stored.items():
             assign_rho(rho[path], value)

@@ -53,7 +53,7 @@ def print_rho_summary(
     console = rich.console.Console(
         highlight=False,
         width=line_length or (80 if print_fn else None),
-        # Plain text for `print_fn`.
+        # `print_fn` gets plain text.
         force_jupyter=False if print_fn else None,
         color_system=None if print_fn else "auto",
     )

@@ -15,7 +15,7 @@ from keras_crossreg.metrics.probabilities import SUM_TOLERANCE
 
 Result = dict[str, np.ndarray]
 
-# Halvings of an interval: to its 1e-15th part.
+# So many halvings take an interval to its 1e-15th part.
 _HALVINGS = 50
 
 
@@ -130,7 +130,7 @@ def _classification(samples: np.ndarray, from_logits: bool) -> Result:
         "mean": mean,
         "std": samples.std(axis=0),
         "predictive_entropy": entropy,
-        # Never negative, but for rounding.
+        # It is never negative, but for rounding.
         "mutual_information": np.maximum(disagreement, 0.0),
     }
 
@@ -145,7 +145,7 @@ def _entropy(p: np.ndarray, binary: bool) -> np.ndarray:
     if binary:
         p = p[..., 0] if p.shape[-1] == 1 else p
         p = np.stack([p, 1 - p], axis=-1)
-    # 0 log 0 = 0.
+    # The limit of p log p at 0 is 0.
     logs = np.log(p, out=np.zeros_like(p), where=p > 0)
     result: np.ndarray = -(p * logs).sum(axis=-1)
     return result
@@ -163,7 +163,7 @@ def _regression(samples: np.ndarray, coverage: float, noise_std: Any) -> Result:
             f"Received: noise_std={noise_std}"
         )
     outside = (1 - coverage) / 2
-    # For rounding, a little less.
+    # Rounding must not ask for one sample more.
     least = math.ceil(1 / outside - 1 - 1e-9)
     if not noise.all() and len(samples) < least:
         warnings.warn(
@@ -192,7 +192,7 @@ def _quantile(samples: np.ndarray, p: float, noise: np.ndarray) -> np.ndarray:
         return plain
     noise = np.broadcast_to(noise, samples.shape[1:])
     scale = np.where(noise > 0, noise, 1.0)
-    # Between the quantiles of the lowest and of the highest normal.
+    # The quantile lies between those of the lowest and the highest normal.
     shift = scale * statistics.NormalDist().inv_cdf(p)
     low, high = samples.min(axis=0) + shift, samples.max(axis=0) + shift
     for _ in range(_HALVINGS):

@@ -18,10 +18,12 @@ import warnings
 from unittest import mock
 
 import keras
-from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
 from keras.src.models.functional import Functional
 
 import keras_crossreg as kcr
+
+# The trainer of the backend in use, and its module.
+KERAS_TRAINER = keras.Model.__bases__[0]
 
 
 @keras.saving.register_keras_serializable("keras_suite")
@@ -61,7 +63,7 @@ REBASED = {
     keras.Model: kcr.CrossRegModel,
     keras.Sequential: Sequential,
     Functional: kcr.CrossRegModel,
-    TensorFlowTrainer: Trainer,
+    KERAS_TRAINER: Trainer,
 }
 
 # The modules of Keras that hold any of them.
@@ -69,7 +71,7 @@ HOLDERS = {
     "keras",
     "keras.models",
     "keras.src",
-    "keras.src.backend.tensorflow.trainer",
+    KERAS_TRAINER.__module__,
     "keras.src.models",
     "keras.src.models.functional",
     "keras.src.models.model",

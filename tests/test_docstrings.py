@@ -7,7 +7,6 @@ import pathlib
 
 import keras
 import pytest
-import tensorflow as tf
 
 import keras_crossreg as kcr
 
@@ -47,7 +46,6 @@ def namespace():
         y_train=names["y_train"][:32],
         loss="sparse_categorical_crossentropy",
         ops=keras.ops,
-        tf=tf,
         inputs=inputs,
         x=inputs,
     )

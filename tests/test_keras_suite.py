@@ -31,8 +31,6 @@ MODULES = {
     "saving.saving_api_test": (),
     "saving.serialization_lib_test": (),
     "export.saved_model_test": (),
-    "backend.tensorflow.saved_model_test": (),
-    "backend.tensorflow.distribute_test": (),
     "utils.summary_utils_test": (),
     "callbacks.backup_and_restore_test": (),
     "callbacks.callback_test": (),
@@ -47,6 +45,15 @@ MODULES = {
     "callbacks.tensorboard_test": (),
     "callbacks.terminate_on_nan_test": (),
 }
+
+# What Keras tests of a backend alone.
+OF_BACKENDS = {
+    "tensorflow": (
+        "backend.tensorflow.saved_model_test",
+        "backend.tensorflow.distribute_test",
+    ),
+}
+MODULES |= dict.fromkeys(OF_BACKENDS.get(keras.backend.backend(), ()), ())
 
 HDF5 = (
     "the legacy HDF5 format keeps the name of a model's class without its "

@@ -10,10 +10,11 @@ from keras import ops
 Tensors = list[Any]
 Product = Callable[[Tensors], Tensors]
 
-# Of the first remainder; float32 gives no better.
+# A solution is good when this part of the first remainder is left; float32
+# gives no better.
 _TOLERANCE = 1e-5
-# What rounding can make of zero: a curvature, in units of the largest met; a
-# projection, in units of what is projected.
+# Rounding can make so much of zero: of a curvature, in units of the largest
+# one met; of a projection, in units of what is projected.
 ROUNDING = 1e-5
 
 
@@ -93,7 +94,7 @@ def _iterate(
         ops.convert_to_tensor(True),
         ops.convert_to_tensor(True),
     )
-    # In a compiled step the loop holds one product, not `num_terms`.
+    # The loop of a compiled step holds one product, not `num_terms`.
     state = ops.while_loop(
         lambda k, *rest: ops.logical_and(k < num_terms, rest[4]),
         lambda *state: step(state),

@@ -113,10 +113,10 @@ class GaussianNoiseScale(RhoLayer):
         if not (training or sampling):
             return inputs
         sigma = self.rho_value(self.rho, sampling) * self._unit(inputs)
-        # The gradient of sigma is a sum over all elements: too long for
-        # sixteen bits.
+        # The gradient of sigma is a sum over all elements, which is too long
+        # for sixteen bits.
         dtype = keras.backend.result_type(inputs.dtype, "float32")
-        # Not before its turn, when it would only take memory.
+        # Numbers that are drawn before their turn would only take memory.
         with after(inputs):
             eps = random.normal(
                 ops.shape(inputs),

@@ -13,7 +13,8 @@ from keras_crossreg.layers.rho_layer import RhoLayer
 from keras_crossreg.rho import check_start
 from keras_crossreg.rho import human_value
 
-# Each transform, in the order of the constructor: the unit of its width.
+# The transforms, in the order of the constructor, and the units of their
+# widths.
 UNITS = {
     "translation": "pixels",
     "rotation": "degrees",
@@ -246,7 +247,7 @@ def affine_warp(images: Any, matrix: Any, fill_mode: str = "reflect") -> Any:
     y = ops.arange(height, dtype=dtype) - _center(height, dtype)
     x = ops.arange(width, dtype=dtype) - _center(width, dtype)
 
-    # No matmul: on recent GPUs it would round positions to 10 bits.
+    # A matmul would round positions to 10 bits on recent GPUs.
     def source(row: Any, center: Any) -> Any:
         by_y = row[:, :1] * y + row[:, 2:] + center
         by_x = row[:, 1:2] * x
@@ -257,7 +258,7 @@ def affine_warp(images: Any, matrix: Any, fill_mode: str = "reflect") -> Any:
     top, bottom, down = _neighbors(source_y, height, fill_mode)
     left, right, across = _neighbors(source_x, width, fill_mode)
 
-    # All pixels of the batch in one list: a corner is one gather of rows.
+    # All pixels of the batch are one list, so that a corner is one gather.
     pixels = ops.reshape(images, (-1, channels))
     first = ops.reshape(ops.arange(batch, dtype="int32"), (-1, 1, 1)) * height
     top, bottom = (first + top) * width, (first + bottom) * width

@@ -17,8 +17,8 @@ from keras_crossreg.rho import human_value
 
 # What is kept is divided by the chance to keep it, in sixteen bits too.
 _SMALLEST_KEEP = 1e-4
-# What is left of the dropped on the regularization set. At zero, a ReLU behind
-# has no gradient, and theirs is half of the gradient of the rate.
+# This part of the dropped is left in sampling passes. At zero, a ReLU behind
+# would have no gradient, and theirs is half of the gradient of the rate.
 _LEFT = 1e-5
 
 
@@ -151,7 +151,7 @@ class LearnedDropout(RhoLayer):
         rho = ops.convert_to_tensor(self.rho)
         fixed = ops.stop_gradient(rho)
         keep = ops.maximum(ops.sigmoid(-fixed), _SMALLEST_KEEP)
-        # Not before its turn, when it would only take memory.
+        # Numbers that are drawn before their turn would only take memory.
         with after(inputs):
             uniform = random.uniform(
                 self._mask_shape(inputs), self.seed_generator
@@ -159,7 +159,7 @@ class LearnedDropout(RhoLayer):
         dropped = _LEFT - 1.0 if sampling else -1.0
         noise = ops.where(uniform < keep, 1.0 / keep - 1.0, dropped)
         if sampling:
-            # 1, with a gradient of 1/2.
+            # The factor is 1, and has a gradient of 1/2.
             noise = noise * ops.exp((rho - fixed) / 2)
         return inputs * ops.cast(1.0 + noise, inputs.dtype)
 

@@ -10,7 +10,7 @@ from keras import ops
 from keras_crossreg.layers.rho_layer import RhoLayer
 from keras_crossreg.rho import human_value
 
-# Keeps the gradient of a norm finite at zero.
+# This norm at the least keeps the gradient finite at zero.
 _SMALLEST_NORM = 1e-12
 
 
@@ -96,7 +96,7 @@ class NormMagnitude(RhoLayer, keras.layers.Wrapper):
         shape = [] if self.axis is None else shape
 
         def start() -> Any:
-            # Here and not in `build`, where the kernel may not be drawn yet.
+            # In `build` itself the kernel may not be drawn yet.
             norm = unit.norm(v)
             v.assign(unit(v))
             return ops.reshape(ops.cast(norm, "float32"), shape)
@@ -139,7 +139,7 @@ class NormMagnitude(RhoLayer, keras.layers.Wrapper):
         if self.axis is None:
             return tuple(range(rank))
         own = self.axis if isinstance(self.axis, tuple) else (self.axis,)
-        # Positive and negative names alike.
+        # Axes go by positive and by negative names.
         named = [range(rank)[a] for a in own if a in range(-rank, rank)]
         axes = set(range(rank)) - set(named)
         if not axes or len(named) < len(own):
@@ -164,7 +164,8 @@ class NormMagnitude(RhoLayer, keras.layers.Wrapper):
         kernel = ops.multiply(
             self.rho_value(self.rho, sampling), self._unit_norm(v)
         )
-        # All variables, as the scope hides the values of one around it.
+        # The scope takes all variables, as it hides the values of a scope
+        # around it.
         variables = self.layer.variables
         scope = keras.StatelessScope(
             [(w, kernel if w is v else w.value) for w in variables],

@@ -23,7 +23,7 @@ class NormalizedNoiseScale(GaussianNoiseScale):
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         if isinstance(inputs, keras.KerasTensor):
             layer = producing_node(inputs).operation
-            # In a function, where Keras does not find a layer to track: it is
+            # Keras does not find a layer to track in a function: this one is
             # the model's, not ours.
             self._find_gain = lambda: find_gain(layer)
             if find_gain(layer) is None:

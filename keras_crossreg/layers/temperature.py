@@ -90,7 +90,7 @@ class Temperature(RhoLayer):
         if training and not sampling:
             return inputs
         temperature = self.rho_value(self.rho, sampling)
-        # The gradient of T is a sum over all logits: too much for sixteen bits.
+        # The gradient of T is a sum over all logits, too much for sixteen bits.
         wide = ops.cast(
             inputs, keras.backend.result_type(inputs.dtype, "float32")
         )

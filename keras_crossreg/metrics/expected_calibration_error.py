@@ -102,7 +102,7 @@ class ExpectedCalibrationError(keras.metrics.Metric):
         self.class_wise = class_wise
         self.from_logits = from_logits
         set_lower_is_better(self)
-        # Between one cell and the next.
+        # A border lies between one cell and the next.
         self._edges = np.linspace(0, 1, self.num_bins + 1)[1:-1]
         if equal_mass:
             cells = CELLS_BY_CLASS if class_wise else CELLS
@@ -114,7 +114,7 @@ class ExpectedCalibrationError(keras.metrics.Metric):
 
     def _build(self, classes: int) -> None:
         shape = (classes, len(self._edges) + 1)
-        # By cell, the sums of weights and of `weight * (hit - confidence)`.
+        # A cell holds the sums of weights and of `weight * (hit - confidence)`.
         self.weight = self.add_variable(
             shape, "zeros", dtype=self.dtype, name="weight"
         )

@@ -60,5 +60,6 @@ class NegativeLogLikelihood(MeanScore):
             dtype = keras.backend.standardize_dtype(scores.dtype)
             epsilon = float(np.finfo(dtype).eps)
             log_p = ops.log(ops.clip(scores, epsilon, 1 - epsilon))
-        # Where y is 0, whatever is predicted: 0 times infinity is no number.
+        # A class whose y is 0 adds nothing, whatever is predicted for it: 0
+        # times infinity is no number.
         return -ops.sum(ops.where(y == 0, 0.0, y * log_p), axis=-1)

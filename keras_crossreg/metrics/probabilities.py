@@ -74,7 +74,7 @@ def standardize(
     else:
         y = ops.cast(y, dtype)
 
-    # A label out of range has no place in its row.
+    # A label that is out of range has no 1 in its row.
     valid = _are_probabilities(y)
     _raise_unless(
         valid,

@@ -50,7 +50,7 @@ def uniform(
     that takes a hundred times as long as Philox, which is the default
     everywhere else.
     """
-    # Seeds of 64 bits do not compile; as Keras does it.
+    # Keras, too, makes seeds of 32 bits: those of 64 do not compile.
     key = tf.cast(tf.math.floormod(seed.next(), tf.int32.max - 1), "int32")
     return tf.random.stateless_uniform(shape, key, dtype=dtype, alg="philox")
 

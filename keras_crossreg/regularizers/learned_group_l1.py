@@ -71,7 +71,7 @@ class LearnedGroupL1(LearnedRegularizer):
 
     def _norms(self, weight: Any) -> Any:
         squared = self._dot(weight, weight)
-        # With a derivative at zero: zero.
+        # The derivative at zero is zero, and not infinite.
         safe = ops.where(squared > 0, squared, ops.ones_like(squared))
         return ops.where(squared > 0, ops.sqrt(safe), ops.zeros_like(squared))
 
@@ -86,7 +86,7 @@ class LearnedGroupL1(LearnedRegularizer):
         return ops.divide_no_nan(weight, self._norms(weight))
 
     def move(self, weight: Any, level: Any) -> Any:
-        # Groups that are zero stay, in the derivatives too.
+        # Groups that are zero stay so, in the derivatives too.
         return self._active(weight) * super().move(weight, level)
 
     def tangent(self, weight: Any, gradient: Any) -> Any:
@@ -111,7 +111,7 @@ class LearnedGroupL1(LearnedRegularizer):
             self._active(before) > 0, self._unit(before), direction
         )
         kept = ops.cast(self._dot(heading, after) > 0, after.dtype) * after
-        # Nothing left: a step too large.
+        # A step that leaves nothing was too large, and is not taken.
         return ops.where(ops.any(kept != 0), kept, before)
 
     def retract(self, weight: Any, level: Any, num_steps: int = 3) -> Any:
@@ -142,17 +142,17 @@ def _threshold(values: Any, always: Any, target: Any) -> Any:
     target = ops.cast(target, values.dtype)
     count = ops.sum(ops.cast(always, values.dtype))
     total = ops.sum(ops.where(always, values, 0)) - target
-    # Those that take part anyway come last, with nothing to add.
+    # Values that take part anyway come last, with nothing to add.
     others = -ops.sort(-ops.where(always, ops.zeros_like(values), values))
     places = ops.cumsum(ops.ones_like(others))
     thresholds = ops.divide_no_nan(total + ops.cumsum(others), count + places)
-    # The number that take part: as long as each is above what follows.
+    # A value takes part as long as it is above the threshold that follows.
     taking = ops.cast(others > thresholds, values.dtype) * ops.cast(
         others > 0, values.dtype
     )
     number = ops.sum(taking)
     sums = ops.sum(others * ops.cast(places <= number, values.dtype))
     found = ops.divide_no_nan(total + sums, count + number)
-    # Below zero, others are not made larger.
+    # A threshold below zero does not make the others larger.
     alone = ops.divide_no_nan(total + sums, count)
     return ops.where(ops.logical_and(found < 0, count > 0), alone, found)

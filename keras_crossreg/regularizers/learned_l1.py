@@ -44,7 +44,7 @@ class LearnedL1(LearnedGroupL1):
         super().__init__(axis=())
 
     def _other_axes(self, weight: Any) -> tuple[int, ...]:
-        # A group for every number.
+        # Every number is a group of its own.
         return ()
 
     def get_config(self) -> dict[str, Any]:

@@ -57,7 +57,7 @@ class LearnedRegularizer(keras.regularizers.Regularizer):
 
     def __call__(self, weight: Any) -> Any:
         """What it adds to the loss: nothing."""
-        # Of the dtype of losses, whatever the weight has.
+        # Losses have this dtype, whatever the weight has.
         return ops.zeros((), dtype=keras.config.floatx())
 
     def tangent(self, weight: Any, gradient: Any) -> Any:

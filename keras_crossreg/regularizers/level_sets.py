@@ -19,7 +19,7 @@ from keras_crossreg.regularizers.learned_regularizer import LearnedRegularizer
 from keras_crossreg.rho import is_rho
 from keras_crossreg.rho import mark_rho
 
-# Newton steps where the way may be long.
+# Newton takes so many steps where the way may be long.
 _FAR = 100
 
 
@@ -144,7 +144,7 @@ def project_theta_steps(
         yield
         return
     by_weight = {id(level_set.weight): level_set for level_set in level_sets}
-    # Where losses are scaled, the gradients that it applies no longer are.
+    # The inner one applies gradients that are no longer scaled.
     optimizer = inner_optimizer(optimizer)
     keras_apply = optimizer.apply
 
@@ -171,8 +171,8 @@ def project_theta_steps(
             level = regularizer.complexity(before)
             level_set.weight.assign(regularizer.retract(after, level))
 
-    # The `train_step` of every backend calls it, and has no other place for
-    # this.
+    # `apply` is what the `train_step` of every backend comes to, and it has
+    # no other place for this.
     object.__setattr__(optimizer, "apply", apply)
     try:
         yield

@@ -27,7 +27,7 @@ OTHER_NONLINEAR = (
     keras.layers.RNN,
     keras.layers.Softmax,
 )
-# `call` ends with `activation`, and nothing else uses it.
+# In these layers `call` ends with `activation`, and nothing else uses it.
 WITH_ACTIVATION = (
     keras.layers.Conv1D,
     keras.layers.Conv1DTranspose,
@@ -42,7 +42,7 @@ WITH_ACTIVATION = (
     keras.layers.SeparableConv1D,
     keras.layers.SeparableConv2D,
 )
-# Activations that are operations in the graph, by the names of their classes.
+# Activations can be operations in the graph, which go by these class names.
 OPERATIONS = {name.replace("_", "") for name in dir(keras.activations)}
 NOT_HIDDEN = (
     keras.activations.linear,

@@ -74,7 +74,7 @@ class GraphClone:
                 new.set_weights(old.get_weights())
             if hasattr(new, "finalize_state"):
                 new.finalize_state()
-        # A nested model first: it hands its flag down to its layers.
+        # A nested model comes before its layers: it hands its flag down.
         for old, new in reversed(self.pairs):
             if not isinstance(new, keras.layers.Layer):
                 continue
@@ -89,11 +89,11 @@ class GraphClone:
 def _copy(operation: Any) -> Any:
     """The same layer or operation, of the same name, without its weights."""
     if hasattr(operation, "adapt") and not variables_of(operation):
-        # Its vocabulary is not in its config.
+        # The vocabulary of such a layer is not in its config.
         return operation
     try:
         with warnings.catch_warnings():
-            # That a file with a `lambda` is unsafe.
+            # Keras warns that a file with a `lambda` is unsafe.
             warnings.simplefilter("ignore")
             return type(operation).from_config(operation.get_config())
     except (NotImplementedError, TypeError, ValueError) as error:

@@ -142,7 +142,7 @@ class NoiseInsertion(GraphClone):
 
     def add_one(self, tensor: Any, layer: Any, index: int) -> Any:
         is_float = keras.backend.is_float_dtype(tensor.dtype)
-        # Nothing to measure a deviation of.
+        # A single number has no deviation to measure.
         is_single = not self.choice.is_made and set(tensor.shape[1:]) <= {1}
         if not is_float or is_single:
             return tensor
@@ -159,7 +159,8 @@ class NoiseInsertion(GraphClone):
             if is_normalized and find_gain(layer) is not None:
                 cls, relative = NormalizedNoiseScale, False
             else:
-                # Its outputs are of norm 1, not of variance 1.
+                # The outputs of `UnitNormalization` are of norm 1, not of
+                # variance 1.
                 is_unit = isinstance(layer, keras.layers.UnitNormalization)
                 relative = not is_normalized or is_unit
         seed = None if self.seed is None else self.seed + self.num_noise

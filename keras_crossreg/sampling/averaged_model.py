@@ -32,7 +32,7 @@ class AveragedModel(keras.Model):
         super().__init__(autocast=False, **kwargs)
         self.model = model
         self.num_samples = check_integer("num_samples", num_samples, 1)
-        # Not those that `model` is compiled with: it may be loaded without.
+        # `model` may be loaded without what it was compiled with.
         self.averaging = averaging
         self.averaged_loss = loss
         self.built = model.built
@@ -83,8 +83,8 @@ class AveragedModel(keras.Model):
     def get_config(self) -> dict[str, Any]:
         config: dict[str, Any] = super().get_config()
         model = keras.saving.serialize_keras_object(self.model)
-        # What it is compiled with is of no use here, and may hold objects
-        # that Keras cannot load.
+        # What the model is compiled with is of no use here, and may hold
+        # objects that Keras cannot load.
         model.pop("compile_config", None)
         config.update(
             model=model,

@@ -28,11 +28,11 @@ class SharedSamples:
 
     def __init__(self, inputs: Any, num_samples: int) -> None:
         self.num_samples = num_samples
-        # By their `id`, which is of an object that lives: tensors of the graph
-        # that are no batch of samples, and those that are.
+        # Tensors of the graph that are no batch of samples, and those that
+        # are, by their `id`: the values keep them alive.
         self.once = _by_id(inputs)
         self.tiled: dict[int, Any] = {}
-        # What those of the first kind are repeated.
+        # What tensors of the first kind are when they are repeated.
         self.repeated: dict[int, Any] = {}
 
     def wrap(

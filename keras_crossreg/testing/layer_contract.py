@@ -38,7 +38,7 @@ class LayerContract(RhoLayerProbe):
             "`from_config(get_config())`, which needs a constructor that "
             "takes `**kwargs` and passes them to `super().__init__()`,"
         ):
-            # Anew, as some take it to pieces.
+            # The config is made anew, as some layers take it to pieces.
             copy = self.layer_cls.from_config(self.layer.get_config())
             config = copy.get_config()
         with self.trying("serializing its config"):
@@ -194,7 +194,7 @@ class LayerContract(RhoLayerProbe):
             return tensor
 
         with warnings.catch_warnings():
-            # Keras's own, of a mask that is lost.
+            # Keras warns of a mask that is lost.
             warnings.simplefilter("ignore")
             x = tree.map_structure(masked, self.x)
             outputs = self.bind(layer)(x, sampling=True)

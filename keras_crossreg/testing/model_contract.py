@@ -40,7 +40,7 @@ class ModelContract(RhoLayerProbe):
         """A new layer in a compiled `CrossRegModel`, before a `Dense`."""
         layer = self.make()
         inputs, outputs = self.symbolic(layer)
-        # Operations, as a `Flatten` would complain of masks.
+        # These are operations, as a `Flatten` would complain of masks.
         features = ops.concatenate(
             [
                 ops.reshape(y, (-1, math.prod(y.shape[1:])))
@@ -88,7 +88,7 @@ class ModelContract(RhoLayerProbe):
     def check_weights_file(self, folder: pathlib.Path) -> None:
         path = folder / "model.weights.h5"
         layer, copy = self.make(), self.make()
-        # Moves the noise on.
+        # This call moves the noise on.
         self.call(layer, sampling=True)
         with self.trying("saving and loading weights"):
             CrossRegModel(*self.symbolic(layer)).save_weights(path)
@@ -148,7 +148,7 @@ class ModelContract(RhoLayerProbe):
         size = len(tree.flatten(self.x)[0])
         y = np.random.default_rng(2).normal(size=(size, 1)).astype("float32")
         with self.trying("`CrossRegModel.fit`"), warnings.catch_warnings():
-            # A few rows do for both.
+            # A few rows are enough here, of which `fit` warns.
             warnings.filterwarnings("ignore", ".* regularization examples")
             model.fit(
                 self.x, y, reg_data=(self.x, y), batch_size=size, verbose=0

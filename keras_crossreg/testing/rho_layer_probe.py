@@ -115,7 +115,7 @@ def _with_policy(config: Any, policy: str) -> Any:
         return config
     return {
         name: policy
-        # Where this is a string, it is no layer's.
+        # A dtype that is a string is not that of a layer.
         if name == "dtype" and isinstance(value, dict)
         else _with_policy(value, policy)
         for name, value in config.items()

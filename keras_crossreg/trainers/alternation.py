@@ -15,7 +15,7 @@ from keras_crossreg.trainers.reg_data import with_ranks_of
 from keras_crossreg.trainers.regularization_loss import RegularizationLoss
 from keras_crossreg.trainers.rho_schedule import default_reg_freq
 
-# In the logs of a rho step, for `_run_rho_step` alone.
+# This key in the logs of a rho step is for `_run_rho_step` alone.
 IS_POSITIVE = "is_positive"
 
 
@@ -31,10 +31,10 @@ class Alternation(RegularizationLoss):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # What the `fit` that runs keeps.
+        # The `fit` that runs keeps this.
         self._fit_state: FitState | None = None
-        # From a regularization batch, and a training batch where a
-        # `hypergradient` looks at one, to the logs of a rho step, compiled.
+        # The compiled rho step: from a regularization batch, and a training
+        # batch where a `hypergradient` looks at one, to its logs.
         self._rho_function: Any = None
 
     def train_step(self, *args: Any) -> Any:
@@ -99,7 +99,8 @@ class Alternation(RegularizationLoss):
         if self.steps_per_execution == 1:
             steps = schedule.steps + 1
         else:
-            # The last execution of an epoch may be shorter: ask.
+            # The last execution of an epoch may be shorter. The optimizer
+            # knows.
             steps = _keras.count_steps(self.optimizer)
         if schedule.reg_freq is None:
             taken = max(1, steps - schedule.steps)

@@ -25,7 +25,7 @@ from keras_crossreg.trainers.shared_rows import count_shared_rows
 from keras_crossreg.trainers.shared_rows import has_rows
 from keras_crossreg.trainers.shared_rows import most_by_chance
 
-# Rho steps before anything is said of what rho learned.
+# Nothing is said of what rho learned before so many rho steps.
 _LEAST_STEPS = 20
 # A rho is at its bound where a change of 1 in what is stored, ten steps of
 # the default optimizer, changes the value in human units by less.
@@ -221,7 +221,7 @@ def warn_of_curvature(bad: int, rho_steps: int, last: int) -> None:
 
 
 def _stored(variable: keras.Variable) -> np.ndarray:
-    # A copy: NumPy warns of how it reads a variable.
+    # NumPy reads a copy: it warns of how it reads a variable.
     value: np.ndarray = ops.convert_to_numpy(ops.copy(variable))
     return value
 
@@ -244,7 +244,7 @@ def _rise(logs: dict[str, Any]) -> tuple[float, float, float, float] | None:
     loss = np.asarray(logs.get("loss", ()), "float64")
     if len(reg_loss) != len(loss):
         return None
-    # Without a rho step, an epoch repeats the loss of the one before.
+    # An epoch without a rho step repeats the loss of the one before.
     new = np.isfinite(reg_loss) & (np.diff(reg_loss, prepend=np.nan) != 0)
     reg_loss, loss = reg_loss[new], loss[new]
     if len(loss) < _LEAST_EPOCHS:

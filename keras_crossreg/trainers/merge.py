@@ -97,7 +97,7 @@ def merge(
 
 def _merge_arrays(data: Data, reg: Data) -> Data:
     like, _ = peek(*data)
-    # As large as the training data: not on an accelerator.
+    # What is as large as the training data stays off an accelerator.
     with keras.device("cpu"):
         x, y, sample_weight = _tensors(data)
         reg_x, reg_y, reg_weight = with_ranks_of(like, _tensors(reg))

@@ -21,7 +21,7 @@ from keras_crossreg._keras import train_validation_split
 
 Data = tuple[Any, Any, Any]
 
-# What Keras raises for data that it does not take.
+# Keras raises these for data that it does not take.
 CONVERSION_ERRORS = (IndexError, TypeError, ValueError)
 
 
@@ -39,7 +39,7 @@ def check_fit_arguments(
             f"Received: reg_split={reg_split} and "
             f"reg_data of type {type(reg_data).__name__}"
         )
-    # As for `validation_split`, 0 stands for no split.
+    # 0 stands for no split, as in `validation_split`.
     if not isinstance(reg_split, numbers.Real) or not 0 <= reg_split < 1:
         raise ValueError(
             f"`reg_split` must be in (0, 1). Received: reg_split={reg_split}"
@@ -93,7 +93,7 @@ def num_batches(data: Data, batch_size: int | None) -> int | None:
         batches: int | None = x.num_batches
         return batches
     try:
-        # A `tf.data.Dataset` and a `DataLoader` have one.
+        # A `tf.data.Dataset` and a `DataLoader` have a length.
         return len(x)
     except TypeError:
         return None
@@ -150,7 +150,7 @@ def peek(x: Any, y: Any, sample_weight: Any) -> tuple[Any, Any]:
         if first is None:
             return None, x
         return symbolic(first), (b for b in itertools.chain([first], x))
-    # Keras refuses here what it does not know.
+    # `get_data_adapter` refuses what Keras does not know.
     adapter = get_data_adapter(x, y, sample_weight)
     batches = adapter.get_tf_dataset() if adapter is x else x
     return symbolic(next(iter(batches), None)), x
@@ -164,11 +164,11 @@ def symbolic(batch: Any) -> Any:
         if shape is None:
             return None
         if not hasattr(array, "dtype"):
-            # A `DataFrame`.
+            # A `DataFrame` has a dtype for each column.
             array = np.asarray(array)
         dtype = keras.backend.standardize_dtype(array.dtype)
         if dtype == "float64":
-            # As Keras casts data.
+            # Keras casts data so.
             dtype = keras.backend.floatx()
         kind = type(array).__name__
         return keras.KerasTensor(

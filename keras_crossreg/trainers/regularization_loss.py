@@ -75,7 +75,7 @@ class RegularizationLoss(RhoModel):
             scaled = self.rho_optimizer.scale_loss(loss - self._penalty())
             return scaled, (loss, y_pred)
 
-        # Only rho are watched, and theta where they shall answer.
+        # The gradient is by rho alone, and by theta where they shall answer.
         watched = [*rho, *theta, *(s.weight for s in crossing)]
         (loss, y_pred), found, upstream = primitives.value_and_gradients(
             loss_of_average, watched, passes
@@ -147,7 +147,8 @@ class RegularizationLoss(RhoModel):
         generators and of BatchNormalization too, keeps its value.
         """
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        # All of theta: Keras asks here for every weight with a regularizer.
+        # The scope has all of theta: Keras asks it for every weight with a
+        # regularizer.
         values = {id(v): (v, v.value) for v in self.theta_variables}
         for s in self._level_sets:
             values[id(s.weight)] = s.weight, s.moved()
@@ -193,7 +194,7 @@ class RegularizationLoss(RhoModel):
             raise
         except (ValueError, TypeError, KeyError) as error:
             if self._checked.like is not None:
-                # Says more, where it is the sizes.
+                # This check says more, where the sizes are the cause.
                 reg_data.check_batches_match(
                     self._checked.like, batch, sizes=True
                 )

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from keras import tree
 
-# Elements of a row that are enough to tell almost all rows apart.
+# So many elements of a row tell almost all rows apart.
 _KEY_SIZE = 64
 
 

@@ -28,9 +28,6 @@ class CrossRegTrainer(Alternation):
     A backend says how steps are compiled and batches are made, in a subclass.
     """
 
-    #: Keras's: where a callback says that a run goes on.
-    _initial_epoch: int | None
-
     # ---- What a backend says -------------------------------------------------
 
     @property
@@ -200,8 +197,9 @@ class CrossRegTrainer(Alternation):
                 callbacks.next_phase(
                     steps_per_epoch or data_lib.num_batches(merged, batch_size)
                 )
-                first = max(switch, initial_epoch, self._initial_epoch or 0)
-                self._initial_epoch = None
+                first = max(
+                    switch, initial_epoch, _keras.take_initial_epoch(self)
+                )
                 history = keras_fit(merged, callbacks, first, epochs)
             warn_of_nan_monitors(callbacks)
             return history
@@ -262,13 +260,13 @@ class CrossRegTrainer(Alternation):
             return
         assert state.schedule is not None
         if _keras.count_steps(self.rho_optimizer):
-            # Puts averages in place, where the optimizer keeps some.
+            # This puts averages in place, where the optimizer keeps some.
             self.rho_optimizer.finalize_variable_values(self.rho_variables)
             for level_set in self._learning_level_sets():
                 level_set.write()
             watch.report(history.history)
         elif state.schedule.steps:
-            # In no earlier `fit` either.
+            # Rho took no step in an earlier `fit` either.
             warn_of_no_rho_step(state.schedule)
 
     def train_on_batch(

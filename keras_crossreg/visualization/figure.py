@@ -25,10 +25,10 @@ COLORS = (
     "#000000",
 )
 
-# Inches: a column of a two-column paper.
+# A column of a two-column paper is so many inches wide.
 WIDTH = 3.3
 LEGEND_LINE = 0.14
-# Letters that a line of the legend has room for, at that width.
+# A line of the legend has room for so many letters, at that width.
 LEGEND_LETTERS = 40
 STYLE: Any = {
     "axes.labelsize": 8,
@@ -87,7 +87,7 @@ def _text_size(ax: Any) -> float:
 
 def legend_columns(labels: list[str], ax: Any) -> int:
     """How many labels stand side by side above the axes."""
-    # From the left axis to the edge of the figure.
+    # The legend may go from the left axis to the edge of the figure.
     width, size = 0.85 * WIDTH, 7.0
     if ax is not None:
         width = ax.get_window_extent().width / ax.get_figure(root=True).dpi
@@ -153,7 +153,7 @@ def choose(meanings: dict[str, str], select: Any) -> tuple[dict[str, str], str]:
     if len(common) == 1:
         meaning = common.pop() or "learned value"
         return names, meaning[0].upper() + meaning[1:]
-    # Of several kinds: each says its own.
+    # Rho of several kinds each say what they mean.
     layers = [path.rpartition("/")[0] for path in paths]
     names = {
         path: f"{layer}: {meanings[path] or path.rpartition('/')[2]}"

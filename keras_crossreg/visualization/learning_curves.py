@@ -12,7 +12,7 @@ from keras_crossreg.visualization import figure
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Of three colours that differ in print too.
+# These three colours differ in print too.
 _CURVES = (
     ("", "training", "-", figure.COLORS[0]),
     ("reg_", "regularization", "--", figure.COLORS[1]),
@@ -68,7 +68,7 @@ def plot_learning_curves(
                 style,
                 color=color,
                 label=label,
-                # A line through one point is not to be seen.
+                # A line through one point would not be seen.
                 marker="o" if len(values) == 1 else None,
             )
         figure.whole_epochs(ax)

@@ -136,5 +136,5 @@ def _wilson(share: np.ndarray, count: np.ndarray) -> Any:
     middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
     half = z * np.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
     half /= 1 + z**2 / count
-    # Not beyond the share, for rounding.
+    # Rounding must not take the part beyond the share.
     return np.minimum(middle - half, share), np.maximum(middle + half, share)

@@ -72,7 +72,7 @@ def plot_rho_by_layer(
                 textcoords="offset points",
                 va="center",
             )
-        # Room for the numbers.
+        # The numbers beside the bars need room.
         ax.margins(x=0.15)
         ax.set_yticks(places, list(names.values()))
         ax.set_ylim(len(names) - 0.4, -0.6)

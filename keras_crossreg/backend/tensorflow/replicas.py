@@ -16,7 +16,7 @@ def first_replica(strategy: tf.distribute.Strategy, batch: Any) -> Any:
 
     def local(value: Any) -> Any:
         value = strategy.experimental_local_results(value)[0]
-        # So does Keras hand on a `None` in a batch.
+        # An `Optional` is what Keras hands on for a `None` in a batch.
         return None if isinstance(value, tf.experimental.Optional) else value
 
     return keras.tree.map_structure(local, batch)

@@ -52,13 +52,13 @@ class TensorFlowStream(RegularizationStream):
             keys = tf.random.stateless_uniform([arrays.size], seed=[number, 0])
             return tf.data.Dataset.from_tensor_slices(tf.argsort(keys))
 
-        # As Keras's arrays: each worker of a cluster has its part of a batch.
+        # Each worker of a cluster has its part of a batch, as of other arrays.
         options = tf.data.Options()
         options.experimental_distribute.auto_shard_policy = (
             tf.data.experimental.AutoShardPolicy.DATA
         )
-        # Nothing here is tuned, and whoever drops an iterator waits for the
-        # tuner, which sleeps for as long as it has already run.
+        # TensorFlow has nothing to tune here, and whoever drops an iterator
+        # waits for its tuner, which sleeps for as long as it has already run.
         options.autotune.enabled = False
         dataset = (
             tf.data.Dataset.range(first_pass, tf.int64.max)
@@ -83,7 +83,7 @@ class TensorFlowStream(RegularizationStream):
             rest = distribute(
                 dataset.skip(position % length)
                 if length
-                # Of unknown length: count through as many passes as it takes.
+                # A dataset of unknown length is counted through, pass by pass.
                 else dataset.repeat().skip(position)
             )
         seen = True

@@ -67,7 +67,7 @@ class TensorFlowTrainer(CrossRegTrainer):
         return scope
 
     def _make_function(self, step_function: Callable[[Any], Any]) -> Any:
-        # Keras's, of both steps and of `evaluate`.
+        # Keras makes both steps, and that of `evaluate`, by this function.
         step = for_a_cluster(self.distribute_strategy, step_function)
         return super()._make_function(step)
 
@@ -107,7 +107,7 @@ class TensorFlowTrainer(CrossRegTrainer):
         if iterator is not None and self._num_replicas > 1:
             # Keras averages a batch over the replicas to see its shapes, which
             # fails for those of a cluster, and where a replica has no example.
-            # And `fit` would miss what that batch takes from a generator.
+            # And `fit` would miss the batch that this takes from a generator.
             if self._fit_state is not None:
                 data_batch = self._fit_state.train_like
             if data_batch is None:

@@ -27,12 +27,14 @@ from still import train
 
 import keras_crossreg as kcr
 
-TESTS = pathlib.Path(__file__).parent
-FOLDER = TESTS / "distribution"
+HERE = pathlib.Path(__file__).parent
+FOLDER = HERE / "distribution"
+ROOT = HERE.parents[2]
 
 
 def environment(**kwargs):
-    paths = [str(TESTS.parent), str(TESTS), os.environ.get("PYTHONPATH", "")]
+    folders = [ROOT, ROOT / "tests", HERE, os.environ.get("PYTHONPATH", "")]
+    paths = map(str, folders)
     # No GPU: it would be one for all.
     return {
         **os.environ,
@@ -68,7 +70,7 @@ def run_tests(file, folder, timeout):
             [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
             + [f"--junitxml={report}", str(FOLDER / file)],
             env=environment(),
-            cwd=TESTS.parent,
+            cwd=ROOT,
             timeout=timeout,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -119,7 +121,7 @@ def run_all(commands, timeout):
                 subprocess.Popen(
                     [sys.executable, *map(str, arguments)],
                     env=environment(**variables),
-                    cwd=TESTS.parent,
+                    cwd=ROOT,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.STDOUT,
                     text=True,
@@ -294,7 +296,7 @@ def test_workers_go_on_where_they_stopped(two_workers_with, name):
 
 # The page, and the script that it runs.
 
-PAGE = (TESTS.parent / "docs" / "distribution.md").read_text()
+PAGE = (ROOT / "docs" / "distribution.md").read_text()
 
 
 def blocks(language):
@@ -302,7 +304,7 @@ def blocks(language):
 
 
 def test_the_page_shows_the_script():
-    script = (TESTS.parent / "examples" / "distributed.py").read_text()
+    script = (ROOT / "examples" / "distributed.py").read_text()
     assert len(blocks("py")) == 3
     for block in blocks("py"):
         assert block in script

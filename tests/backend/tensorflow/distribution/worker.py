@@ -1,4 +1,4 @@
-"""One of two workers; `tests/test_distribution.py` starts both."""
+"""One of two workers; `test_distribution.py` starts both."""
 
 import pathlib
 import sys

@@ -1,0 +1,103 @@
+"""What can be imported with each backend of Keras, installed or not."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import keras
+import pytest
+
+from keras_crossreg.backends import BACKENDS
+
+# Every backend takes seconds to import, in a process of its own.
+NEUTRAL = "callbacks", "metrics", "visualization"
+OTHERS = [b for b in ("jax", "torch") if b not in BACKENDS]
+
+
+def run(code, backend):
+    """The output of Python code with a backend of Keras, and its error."""
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "KERAS_BACKEND": backend},
+        capture_output=True,
+        text=True,
+    )
+    return result.stdout, result.stderr
+
+
+def is_installed(backend):
+    return importlib.util.find_spec(backend) is not None
+
+
+@pytest.mark.parametrize("backend", OTHERS)
+def test_a_backend_that_is_not_installed(backend):
+    if is_installed(backend):
+        pytest.skip(f"{backend} is installed")
+    _, error = run("import keras_crossreg", backend)
+    last = error.strip().splitlines()[-1]
+    assert last.startswith("ImportError: The backend of Keras is not installed")
+    assert "pip install 'keras-crossreg[tensorflow]'" in last
+
+
+@pytest.mark.parametrize("backend", OTHERS)
+def test_what_works_on_every_backend(backend):
+    if not is_installed(backend):
+        pytest.skip(f"{backend} is not installed")
+    code = "\n".join(
+        [
+            "import sys, numpy as np, keras_crossreg as kcr",
+            *(f"import keras_crossreg.{name}" for name in NEUTRAL),
+            "y, p = np.array([0, 1]), np.array([[.9, .1], [.2, .8]])",
+            "score = kcr.metrics.BrierScore()(y, p)",
+            "print(round(float(score), 6), 'tensorflow' in sys.modules)",
+        ]
+    )
+    output, error = run(code, backend)
+    # As scikit-learn: (0.1 ** 2 + 0.2 ** 2) / 2.
+    assert output.split() == ["0.025", "False"], error
+
+
+@pytest.mark.parametrize("backend", OTHERS)
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from keras_crossreg import CrossRegModel",
+        "import keras_crossreg; keras_crossreg.layers",
+        "import keras_crossreg.layers",
+    ],
+)
+def test_what_trains_says_where_it_does(backend, code):
+    if not is_installed(backend):
+        pytest.skip(f"{backend} is not installed")
+    _, error = run(code, backend)
+    last = error.strip().splitlines()[-1]
+    assert last.startswith("ImportError: keras_crossreg trains on the Tensor")
+    assert last.endswith(f"Received: keras.backend.backend()={backend}")
+
+
+@pytest.mark.parametrize("name", NEUTRAL)
+def test_what_is_neutral_loads_no_trainer(name):
+    # Of the package itself, which imports them, no more than its `__init__`
+    # is left out.
+    code = "\n".join(
+        [
+            "import sys, types, pathlib, importlib.util",
+            "found = importlib.util.find_spec('keras_crossreg')",
+            "package = types.ModuleType('keras_crossreg')",
+            "package.__path__ = found.submodule_search_locations",
+            "sys.modules['keras_crossreg'] = package",
+            f"import keras_crossreg.{name}",
+            "print([m for m in sys.modules if 'keras_crossreg.' in m])",
+        ]
+    )
+    output, error = run(code, keras.backend.backend())
+    assert f"keras_crossreg.{name}" in output, error
+    for other in ("backend.", "trainers", "cross_reg_model"):
+        assert f"keras_crossreg.{other}" not in output
+
+
+def test_other_names_are_no_attributes():
+    import keras_crossreg
+
+    assert not hasattr(keras_crossreg, "nothing")
