@@ -97,10 +97,10 @@ __all__ = [
 class GraphModel(Functional):
     """A functional model with a say in how each operation is called.
 
-    `sharing()` returns `None`, or an object with `wrap(operation, call)`, which
-    is called in the place of `call`, and `finish(outputs)`. Keras walks the
-    graph in a private method, the only place in which one operation can be
-    told from the next.
+    `graph_walk(inputs)` returns `None`, or an object with
+    `wrap(operation, call)`, which is called in the place of `call`, and
+    `finish(outputs)`. Keras walks the graph in a private method, the only
+    place in which one operation can be told from the next.
     """
 
     def _run_through_graph(
@@ -110,17 +110,17 @@ class GraphModel(Functional):
         call_fn: Any = None,
     ) -> Any:
         run = super()._run_through_graph
-        sharing = self.sharing(inputs)
-        if sharing is None:
+        walk = self.graph_walk(inputs)
+        if walk is None:
             return run(inputs, operation_fn, call_fn)
         outputs = run(
             inputs,
-            lambda operation: sharing.wrap(operation, operation_fn(operation)),
+            lambda operation: walk.wrap(operation, operation_fn(operation)),
             call_fn,
         )
-        return sharing.finish(outputs)
+        return walk.finish(outputs)
 
-    def sharing(self, inputs: Any) -> Any:
+    def graph_walk(self, inputs: Any) -> Any:
         raise NotImplementedError
 
 

@@ -91,7 +91,7 @@ def normal(
     numbers a second. Two uniform numbers `u, v` give two independent normal
     ones, `sqrt(-2 log u) cos(2 pi v)` and `sqrt(-2 log u) sin(2 pi v)`.
 
-    About `reuse` examples share each number, which then costs as much less:
+    About `reuse` examples use each number, which then costs as much less:
     the batch is made of as many blocks, which hold the same numbers, each
     block rotated by an offset that is drawn anew and every other one with the
     opposite sign. Every number is still normal; all numbers of one example
@@ -99,7 +99,7 @@ def normal(
     different examples are independent but for a chance of one in the size of
     a block that they are equal or opposite. That is for sums over examples:
     the gradients of theta and of rho. The samples of one example, which are
-    averaged, share none: each sample of the batch has blocks of its own.
+    averaged, have none in common: each sample has blocks of its own.
 
     Args:
         shape: Shape of the result, dynamic or not, of rank 1 or more; the
@@ -129,8 +129,8 @@ def normal(
     if reuse > 1:
         of_a_row = ops.maximum(2 * size * num_samples, 1)
         least = _ceil_div(_FEWEST, of_a_row)
-        share = ops.maximum(_ceil_div(rows, reuse), least)
-        rows = ops.minimum(rows, share)
+        of_a_block = ops.maximum(_ceil_div(rows, reuse), least)
+        rows = ops.minimum(rows, of_a_block)
     u = uniform((2, num_samples, rows * size), seed, wide)
     # `uniform` may be 0 but never 1.
     radius = ops.sqrt(-2.0 * ops.log1p(-u[0]))

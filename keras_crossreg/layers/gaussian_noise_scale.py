@@ -10,7 +10,7 @@ from keras import ops
 from keras_crossreg import random
 from keras_crossreg.layers.rho_layer import RhoLayer
 from keras_crossreg.layers.rho_layer import shape_of_axes
-from keras_crossreg.primitives import after
+from keras_crossreg.primitives import evaluated_after
 from keras_crossreg.rho import check_start
 from keras_crossreg.rho import human_value
 
@@ -117,7 +117,7 @@ class GaussianNoiseScale(RhoLayer):
         # for sixteen bits.
         dtype = keras.backend.result_type(inputs.dtype, "float32")
         # Numbers that are drawn before their turn would only take memory.
-        with after(inputs):
+        with evaluated_after(inputs):
             eps = random.normal(
                 ops.shape(inputs),
                 seed=self.seed_generator,

@@ -11,7 +11,7 @@ from keras_crossreg import random
 from keras_crossreg.layers.rho_layer import RhoLayer
 from keras_crossreg.layers.rho_layer import shape_of_axes
 from keras_crossreg.parametrization import RATE
-from keras_crossreg.primitives import after
+from keras_crossreg.primitives import evaluated_after
 from keras_crossreg.rho import check_start
 from keras_crossreg.rho import human_value
 
@@ -152,7 +152,7 @@ class LearnedDropout(RhoLayer):
         fixed = ops.stop_gradient(rho)
         keep = ops.maximum(ops.sigmoid(-fixed), _SMALLEST_KEEP)
         # Numbers that are drawn before their turn would only take memory.
-        with after(inputs):
+        with evaluated_after(inputs):
             uniform = random.uniform(
                 self._mask_shape(inputs), self.seed_generator
             )

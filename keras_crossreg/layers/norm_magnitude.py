@@ -175,9 +175,9 @@ class NormMagnitude(RhoLayer, keras.layers.Wrapper):
         with scope:
             outputs = self.layer(inputs, training=training)
         for variable, value in zip(variables, before, strict=True):
-            after = scope.get_current_value(variable)
-            if after is not value:
-                variable.assign(after)
+            written = scope.get_current_value(variable)
+            if written is not value:
+                variable.assign(written)
         for loss in scope.losses:
             self.layer.add_loss(loss)
         return outputs

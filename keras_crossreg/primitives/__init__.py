@@ -8,7 +8,7 @@ from keras_crossreg.backends import check_backend
 from keras_crossreg.primitives.errors import NotDifferentiableTwice
 
 if check_backend() == "tensorflow":
-    from keras_crossreg.primitives.tensorflow import after
+    from keras_crossreg.primitives.tensorflow import evaluated_after
     from keras_crossreg.primitives.tensorflow import first_rows
     from keras_crossreg.primitives.tensorflow import gradient
     from keras_crossreg.primitives.tensorflow import gradient_in_passes
@@ -21,7 +21,7 @@ if check_backend() == "tensorflow":
 
 __all__ = [
     "NotDifferentiableTwice",
-    "after",
+    "evaluated_after",
     "first_rows",
     "gradient",
     "gradient_in_passes",

@@ -19,7 +19,7 @@ Tensors = list[Any]
 # ---- Order and place ---------------------------------------------------------
 
 
-def after(results: Any) -> contextlib.AbstractContextManager[Any]:
+def evaluated_after(results: Any) -> contextlib.AbstractContextManager[Any]:
     """Everything within runs once the results are there.
 
     Noise too, which depends on no input.
@@ -147,7 +147,7 @@ def gradient_in_passes(
     total = start
     for gradient_of_pass in upstream:
         with (
-            after([total, gradient_of_pass]),
+            evaluated_after([total, gradient_of_pass]),
             tf.GradientTape(watch_accessed_variables=False) as tape,
         ):
             tape.watch(values)

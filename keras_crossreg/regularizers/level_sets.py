@@ -165,11 +165,11 @@ def project_theta_steps(
         keras_apply(given, variables)
         for level_set, before, gradient in steps:
             regularizer = level_set.regularizer
-            after = regularizer.after_step(
+            stepped = regularizer.after_step(
                 before, -gradient, ops.convert_to_tensor(level_set.weight)
             )
             level = regularizer.complexity(before)
-            level_set.weight.assign(regularizer.retract(after, level))
+            level_set.weight.assign(regularizer.retract(stepped, level))
 
     # `apply` is what the `train_step` of every backend comes to, and it has
     # no other place for this.

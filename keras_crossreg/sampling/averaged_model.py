@@ -13,7 +13,7 @@ from keras_crossreg.sampling.averaging import average
 from keras_crossreg.sampling.averaging import plain_loss
 from keras_crossreg.sampling.sampled_model import SampledModel
 from keras_crossreg.sampling.sampled_model import sampled_calls
-from keras_crossreg.sampling.shared_samples import is_stochastic
+from keras_crossreg.sampling.stochastic_layers import is_stochastic
 
 
 @keras.saving.register_keras_serializable(package="keras_crossreg")

@@ -20,12 +20,12 @@ from keras_crossreg._keras import all_layers
 from keras_crossreg._keras import receive_sampling
 from keras_crossreg.checks import check_integer
 from keras_crossreg.compile_options import CompileOptions
-from keras_crossreg.primitives import after
+from keras_crossreg.primitives import evaluated_after
 from keras_crossreg.random import sampling_pass
 from keras_crossreg.sampling import averaging
-from keras_crossreg.sampling.shared_samples import SharedSamples
-from keras_crossreg.sampling.shared_samples import can_share
-from keras_crossreg.sampling.shared_samples import is_stochastic
+from keras_crossreg.sampling.late_tiling import LateTiling
+from keras_crossreg.sampling.late_tiling import can_tile_late
+from keras_crossreg.sampling.stochastic_layers import is_stochastic
 
 # Most samples of a prediction that are made in one pass. More are made in
 # several passes, one after the other, so that memory does not grow with them.
@@ -48,8 +48,8 @@ class _Calls(threading.local):
     """
 
     sampled: _SampledCall | None = None
-    #: The model whose graph repeats the batch itself, and K.
-    repeating: tuple[Any, int] | None = None
+    #: The model whose graph tiles the batch itself, and K.
+    tiling: tuple[Any, int] | None = None
 
 
 _CALLS = _Calls()
@@ -125,36 +125,36 @@ class SampledModel(keras.Model):
 
     def _sample(self, x: Any, num_samples: int) -> Any:
         """K sampled predictions `(K, n, ...)` in one tiled pass."""
-        before = _CALLS.repeating
-        if self._repeats_late:
-            _CALLS.repeating = self, num_samples
+        before = _CALLS.tiling
+        if self._tiles_late:
+            _CALLS.tiling = self, num_samples
         else:
             x = averaging.tile(x, num_samples)
         try:
             with sampling_pass(num_samples):
                 outputs = super().__call__(x, training=False, sampling=True)
         finally:
-            _CALLS.repeating = before
+            _CALLS.tiling = before
         return tree.map_structure(
             lambda y: averaging.untile(y, num_samples), outputs
         )
 
     @functools.cached_property
-    def _repeats_late(self) -> bool:
+    def _tiles_late(self) -> bool:
         """Whether layers before the first noise see each example once."""
         return (
             isinstance(self, GraphModel)
             # A `call` of the user's own sees tiled inputs and outputs.
             and type(self).call is Functional.call
-            and can_share(self)
+            and can_tile_late(self)
         )
 
-    def sharing(self, inputs: Any) -> SharedSamples | None:
+    def graph_walk(self, inputs: Any) -> LateTiling | None:
         """How a sampling pass walks the graph; for `GraphModel`."""
-        if _CALLS.repeating is None:
+        if _CALLS.tiling is None:
             return None
-        model, num_samples = _CALLS.repeating
-        return SharedSamples(inputs, num_samples) if model is self else None
+        model, num_samples = _CALLS.tiling
+        return LateTiling(inputs, num_samples) if model is self else None
 
     def _sample_in_passes(
         self, x: Any, num_samples: int, most: int
@@ -163,7 +163,7 @@ class SampledModel(keras.Model):
         in_each = averaging.in_each_pass(num_samples, most)
         parts: list[Any] = []
         for _ in range(0, num_samples, in_each):
-            with after(parts[-1:]):
+            with evaluated_after(parts[-1:]):
                 parts.append(self._sample(x, in_each))
         return parts
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import keras
 from keras import tree
 
-from keras_crossreg._keras import all_layers
 from keras_crossreg._keras import graph_tensors
 from keras_crossreg.sampling.averaging import tile
+from keras_crossreg.sampling.stochastic_layers import draws
 
 
-class SharedSamples:
+class LateTiling:
     """Walks the graph of a model, and repeats the batch only where it must.
 
     What does not depend on noise is the same for all K samples. A tensor is
@@ -66,38 +65,11 @@ class SharedSamples:
         return self.repeated[id(x)]
 
 
-def can_share(model: Any) -> bool:
+def can_tile_late(model: Any) -> bool:
     """Whether every tensor of a functional model is a batch along axis 0."""
     return all(
         len(tensor.shape) > 0 and tensor.shape[0] is None
         for tensor in graph_tensors(model)
-    )
-
-
-def draws(operation: Any) -> bool:
-    """Whether two calls in a sampling pass may differ."""
-    if not isinstance(operation, keras.layers.Layer):
-        return False
-    return any(
-        is_stochastic(layer) or _has_seed(layer)
-        for layer in (operation, *all_layers(operation))
-    )
-
-
-def is_stochastic(layer: keras.layers.Layer) -> bool:
-    """Whether a sampling pass through this layer differs from a plain one."""
-    return (
-        "sampling" in layer.call_signature_parameters
-        and not isinstance(layer, keras.Model)
-        and bool(getattr(layer, "stochastic", True))
-    )
-
-
-def _has_seed(layer: keras.layers.Layer) -> bool:
-    """Of layers that are not Keras's, which draw nothing in inference mode."""
-    return type(layer).__module__.split(".")[0] != "keras" and any(
-        isinstance(value, keras.random.SeedGenerator)
-        for value in vars(layer).values()
     )
 
 
