@@ -43,7 +43,10 @@ class KerasDocstrings(griffe.Extension):
             # Says nothing.
             if str(parameter.annotation) == "Any":
                 parameter.annotation = None
-            # The number, not the name of a constant.
-            constant = func.module.members.get(str(parameter.default))
-            if isinstance(constant, griffe.Attribute):
-                parameter.default = constant.value
+            # The number, not the name of a constant or of a field.
+            try:
+                constant = func.module[str(parameter.default)]
+                if constant.is_attribute:
+                    parameter.default = constant.value
+            except (KeyError, ValueError, griffe.AliasResolutionError):
+                continue

@@ -8,7 +8,7 @@ epoch; its best member is scored as it is at the end. What has no use for a
 regularization set is trained on it too. The gap is that of the accuracy
 between training and test images, the noise averaged in both predictions.
 
-    pip install 'keras-crossreg[examples,search]'
+    pip install 'keras-crossreg[tensorflow,examples,search]'
     python examples/paper/noise.py --scale smoke    # seconds
     python examples/paper/noise.py                  # half an hour
 """
