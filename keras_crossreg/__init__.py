@@ -2,15 +2,15 @@
 
 from typing import Any
 
-from keras_crossreg import backends
 from keras_crossreg import callbacks
 from keras_crossreg import metrics
+from keras_crossreg import supported_backends
 from keras_crossreg import visualization
 from keras_crossreg.rho import is_rho
 from keras_crossreg.rho import mark_rho
 from keras_crossreg.uncertainty import uncertainty
 
-if backends.is_supported():
+if supported_backends.is_supported():
     from keras_crossreg import hypergradients
     from keras_crossreg import layers
     from keras_crossreg import random
@@ -26,7 +26,7 @@ else:
     def __getattr__(name: str) -> Any:
         """Says on which backends the rest is to be had."""
         if name in __all__:
-            backends.check_backend()
+            supported_backends.check_backend()
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

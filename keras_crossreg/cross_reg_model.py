@@ -10,13 +10,13 @@ import keras
 
 from keras_crossreg._keras import Functional
 from keras_crossreg._keras import functional_init_arguments
-from keras_crossreg.backends import check_backend
 from keras_crossreg.compile_options import CompileOptions
 from keras_crossreg.compile_options import OptimizerConfigs
 from keras_crossreg.compile_options import copy_metrics
 from keras_crossreg.compile_options import get_rho_optimizer
 from keras_crossreg.functional import functional_class
 from keras_crossreg.sampling.averaged_model import AveragedModel
+from keras_crossreg.supported_backends import check_backend
 from keras_crossreg.trainers.reg_metrics import RegMetrics
 from keras_crossreg.trainers.regularization_loss import CheckedBatch
 

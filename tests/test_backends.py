@@ -8,7 +8,7 @@ import sys
 import keras
 import pytest
 
-from keras_crossreg.backends import BACKENDS
+from keras_crossreg.supported_backends import BACKENDS
 
 # Every backend takes seconds to import, in a process of its own.
 NEUTRAL = "callbacks", "metrics", "visualization"

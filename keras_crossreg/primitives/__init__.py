@@ -4,8 +4,8 @@ No trainer: layers, regularizers and noise need these alone. The primitives of
 a backend are one file, which lists what a new one has to bring.
 """
 
-from keras_crossreg.backends import check_backend
 from keras_crossreg.primitives.errors import NotDifferentiableTwice
+from keras_crossreg.supported_backends import check_backend
 
 if check_backend() == "tensorflow":
     from keras_crossreg.primitives.tensorflow import evaluated_after

@@ -1,4 +1,14 @@
-"""Which backends of Keras models train on, and what to install for one."""
+"""Which backends of Keras models train on, and what to install for one.
+
+A new backend `<name>` takes
+
+- `primitives/<name>.py`, with every function that `primitives/tensorflow.py`
+  has, and a branch in `primitives/__init__.py` that imports them;
+- `backend/<name>/trainer.py`, a subclass of `trainers.trainer.CrossRegTrainer`
+  that compiles the two steps and makes the batches, and a branch in
+  `cross_reg_model.py` that chooses it;
+- its name in `BACKENDS` below, and an extra of `pyproject.toml`.
+"""
 
 from __future__ import annotations
 
