@@ -2,9 +2,12 @@
 
 from typing import Any
 
+# The first import says what to install where Keras has no backend.
+from keras_crossreg import supported_backends
+
+# isort: split
 from keras_crossreg import callbacks
 from keras_crossreg import metrics
-from keras_crossreg import supported_backends
 from keras_crossreg import visualization
 from keras_crossreg.rho import is_rho
 from keras_crossreg.rho import mark_rho
