@@ -89,26 +89,34 @@ def _check_averaging(averaging: Any) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class OptimizerConfigs:
-    """Both optimizers as they were given to `compile`.
+class GivenArguments:
+    """What `compile` was given beside `CompileOptions`, for files and copies.
 
-    That is, before a callback moved a learning rate. `None` stands for one
-    that Keras cannot copy.
+    Attributes:
+        keras_arguments: Those of `keras.Model.compile` but for the optimizer.
+        optimizer: The config of that of theta, as it was given: before a
+            callback moved a learning rate. `None` where Keras cannot copy it.
+        rho_optimizer: The same of that of rho.
     """
 
-    optimizer: dict[str, Any] | None
-    rho_optimizer: dict[str, Any] | None
+    keras_arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
+    optimizer: dict[str, Any] | None = None
+    rho_optimizer: dict[str, Any] | None = None
 
     @classmethod
-    def of(cls, model: Any) -> OptimizerConfigs:
+    def of(cls, model: Any, keras_arguments: dict[str, Any]) -> GivenArguments:
         """Those of a model that is being compiled."""
-        return cls(_config_of(model.optimizer), _config_of(model.rho_optimizer))
+        return cls(
+            keras_arguments,
+            _config_of(model.optimizer),
+            _config_of(model.rho_optimizer),
+        )
 
-    def for_copies(self, model: Any) -> dict[str, dict[str, Any]]:
-        """The configs by name.
+    def optimizers(self, model: Any) -> dict[str, dict[str, Any]]:
+        """The configs of both optimizers, by the names of the arguments.
 
         Raises:
-            ValueError: If Keras cannot copy one.
+            ValueError: If Keras cannot copy one; it names that of the model.
         """
         configs = {}
         for name in ("optimizer", "rho_optimizer"):

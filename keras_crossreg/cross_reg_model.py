@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 from typing import Any
 
@@ -11,7 +10,7 @@ import keras
 from keras_crossreg._keras import Functional
 from keras_crossreg._keras import functional_init_arguments
 from keras_crossreg.compile_options import CompileOptions
-from keras_crossreg.compile_options import OptimizerConfigs
+from keras_crossreg.compile_options import GivenArguments
 from keras_crossreg.compile_options import copy_metrics
 from keras_crossreg.compile_options import get_rho_optimizer
 from keras_crossreg.functional import functional_class
@@ -76,8 +75,7 @@ class CrossRegModel(Trainer):
             # The `__setattr__` of Keras cannot track attributes yet.
             object.__setattr__(self, "__class__", functional_class(functional))
         super().__init__(*args, **kwargs)
-        # This is a plain object, as Keras would track a dict.
-        self._given = _GivenArguments()
+        self._given = GivenArguments()
 
     def build_from_config(self, config: Any) -> None:
         # A graph of layers was built together with them, and Keras cannot
@@ -217,9 +215,7 @@ class CrossRegModel(Trainer):
         ):
             rho_optimizer = scaled(rho_optimizer)
         self.rho_optimizer = rho_optimizer
-        self._given = _GivenArguments(
-            keras_arguments, OptimizerConfigs.of(self)
-        )
+        self._given = GivenArguments.of(self, keras_arguments)
         self._mark_rho()
         if options.num_samples == 1 and self._stochastic:
             warnings.warn(
@@ -237,7 +233,7 @@ class CrossRegModel(Trainer):
             return config
         for name, value in self._options.as_arguments().items():
             config[name] = keras.saving.serialize_keras_object(value)
-        config.update(self._given.optimizers.for_copies(self))
+        config.update(self._given.optimizers(self))
         config["rho_frozen"] = self._rho_frozen
         return config
 
@@ -275,7 +271,7 @@ class CrossRegModel(Trainer):
         Raises:
             ValueError: If Keras cannot copy an optimizer.
         """
-        configs = self._given.optimizers.for_copies(self)
+        configs = self._given.optimizers(self)
         return {
             **{
                 name: keras.saving.deserialize_keras_object(config)
@@ -333,11 +329,3 @@ class CrossRegModel(Trainer):
         # does not find it: the method that reads it goes by this class.
         read, arguments = super().__reduce__()
         return getattr(CrossRegModel, read.__name__), arguments
-
-
-@dataclasses.dataclass(frozen=True)
-class _GivenArguments:
-    """What `compile` was given beside `CompileOptions`."""
-
-    keras_arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
-    optimizers: OptimizerConfigs = OptimizerConfigs(None, None)
