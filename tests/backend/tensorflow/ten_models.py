@@ -5,6 +5,8 @@ public names alone, so that it runs on the commit whose numbers it wrote.
 """
 
 import os
+import pathlib
+import re
 import sys
 import tempfile
 
@@ -234,6 +236,14 @@ KINDS = (
 )
 
 
+def machine():
+    """What the last bits depend on: versions, and what the processor can."""
+    info = pathlib.Path("/proc/cpuinfo")
+    text = info.read_text() if info.exists() else ""
+    flags = re.search("^flags.*", text, re.MULTILINE)
+    return f"{tf.__version__} {keras.__version__} {flags and flags[0]}"
+
+
 if __name__ == "__main__":
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(
@@ -241,6 +251,7 @@ if __name__ == "__main__":
     )
     np.savez_compressed(
         sys.argv[1],
+        machine=machine(),
         **{
             f"{kind}/{name}": value
             for kind in KINDS
