@@ -162,11 +162,6 @@ def human_value(variable: keras.Variable) -> Any:
     return float(value) if value.ndim == 0 else value
 
 
-def assign_human_value(variable: keras.Variable, value: Any) -> None:
-    """Sets a rho from human units; see `stored_value`."""
-    variable.assign(stored_value(variable, value))
-
-
 def stored_value(variable: keras.Variable, value: Any) -> np.ndarray:
     """A value in human units as the rho stores it.
 

@@ -1,5 +1,7 @@
 """Uncertainty from sampled predictions, against closed forms."""
 
+import warnings
+
 import numpy as np
 import pytest
 from helpers import compile_model
@@ -20,7 +22,7 @@ def test_classification():
     result = kcr.uncertainty(P)
     mean = P.mean(axis=0)
     entropy = stats.entropy(mean, axis=-1)
-    # The mean divergence of the samples from their mean.
+    # Information is the mean divergence of the samples from their mean.
     information = stats.entropy(P, mean[None], axis=-1).mean(axis=0)
     expected = {
         "mean": mean,
@@ -109,7 +111,7 @@ def test_regression():
     result = kcr.uncertainty(VALUES, "regression")
     assert list(result) == ["mean", "std", "lower", "upper"]
     ordered = np.sort(VALUES, axis=0)
-    # Ranks 0.05 * 40 and 0.95 * 40, from 1.
+    # The ranks are 0.05 * 40 and 0.95 * 40, from 1.
     np.testing.assert_allclose(result["lower"], ordered[1])
     np.testing.assert_allclose(result["upper"], ordered[37])
     np.testing.assert_allclose(result["mean"], VALUES.mean(axis=0))
@@ -117,9 +119,9 @@ def test_regression():
 
 
 def test_intervals_cover_further_samples():
-    # 19 samples and a twentieth from one distribution, 20,000 times: the
-    # share inside has a standard error of sqrt(.9 * .1 / 20000) = 0.0021; we
-    # allow 0.0095: it fails with probability 1e-5.
+    # We draw 19 samples and a twentieth from one distribution, 20,000 times:
+    # the share inside has a standard error of sqrt(.9 * .1 / 20000) = 0.0021;
+    # we allow 0.0095: it fails with probability 1e-5.
     values = np.random.default_rng(2).exponential(size=(20, 20_000))
     result = kcr.uncertainty(values[:19], "regression", coverage=0.9)
     inside = (result["lower"] < values[19]) & (values[19] < result["upper"])
@@ -172,9 +174,11 @@ def test_too_few_samples_for_the_coverage():
     with pytest.warns(UserWarning, match="of 18 samples .* draw 19 samples"):
         result = kcr.uncertainty(VALUES[:18], "regression")
     np.testing.assert_array_equal(result["lower"], VALUES[:18].min(axis=0))
-    kcr.uncertainty(VALUES[:19], "regression")
-    # With noise there is no such limit.
-    kcr.uncertainty(VALUES[:2], "regression", noise_std=0.1)
+    with warnings.catch_warnings(record=True) as caught:
+        kcr.uncertainty(VALUES[:19], "regression")
+        # With noise there is no such limit.
+        kcr.uncertainty(VALUES[:2], "regression", noise_std=0.1)
+    assert caught == []
 
 
 # Errors

@@ -1,6 +1,8 @@
 """The learned values in the logs, epoch by epoch."""
 
 import csv
+import dataclasses
+import pathlib
 
 import keras
 import numpy as np
@@ -13,7 +15,7 @@ from helpers import make_model
 import keras_crossreg as kcr
 
 
-def make_models_of_shapes():
+def make_model_of_shapes():
     """One sigma, and one for each of three features."""
     inputs = keras.Input((3,))
     x = kcr.layers.GaussianNoiseScale(0.5, name="one")(inputs)
@@ -35,79 +37,87 @@ class Collect(keras.callbacks.Callback):
         self.rho.append(self.model.get_rho())
 
 
-REG_DATA = make_data(40, seed=1)
+@dataclasses.dataclass
+class Run:
+    """What a run of two epochs leaves behind."""
+
+    start: dict
+    recorded: kcr.callbacks.RhoHistory
+    after: Collect
+    logs: dict
+    folder: pathlib.Path
 
 
-def test_every_value_of_every_epoch():
-    model = make_models_of_shapes()
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    model = make_model_of_shapes()
     start = model.get_rho()
     recorded, after = kcr.callbacks.RhoHistory(), Collect()
-    callbacks = [recorded, after]
-    fit(model, epochs=2, reg_data=REG_DATA, callbacks=callbacks)
+    callbacks = [
+        recorded,
+        after,
+        keras.callbacks.CSVLogger(folder / "log.csv"),
+        keras.callbacks.TensorBoard(folder, write_graph=False),
+    ]
+    reg_data = make_data(40, seed=1)
+    history = fit(model, epochs=2, reg_data=reg_data, callbacks=callbacks)
+    return Run(start, recorded, after, history.history, folder)
 
+
+def test_every_value_of_every_epoch(run):
+    recorded = run.recorded
     assert list(recorded.history) == ["one/scale", "each/scale"]
     assert recorded.history["one/scale"].shape == (2,)
     assert recorded.history["each/scale"].shape == (2, 3)
     for path, values in recorded.history.items():
-        np.testing.assert_array_equal(values, [rho[path] for rho in after.rho])
-        np.testing.assert_array_equal(recorded.start[path], start[path])
-    assert (recorded.history["one/scale"] != start["one/scale"]).all()
-    assert recorded.meanings == dict.fromkeys(start, "noise sigma")
+        expected = [rho[path] for rho in run.after.rho]
+        np.testing.assert_array_equal(values, expected)
+        np.testing.assert_array_equal(recorded.start[path], run.start[path])
+    assert (recorded.history["one/scale"] != run.start["one/scale"]).all()
+    assert recorded.meanings == dict.fromkeys(run.start, "noise sigma")
     assert recorded.epochs.tolist() == [0, 1]
-    # 24 rows in batches of 8.
+    # An epoch has 24 rows in batches of 8.
     assert recorded.steps.tolist() == [3, 6]
 
 
-def test_logs_hold_numbers():
-    model = make_models_of_shapes()
-    recorded, after = kcr.callbacks.RhoHistory(), Collect()
-    callbacks = [recorded, after]
-    logs = fit(model, epochs=2, reg_data=REG_DATA, callbacks=callbacks).history
-    each = recorded.history["each/scale"]
+def test_logs_hold_numbers(run):
+    each = run.recorded.history["each/scale"]
     expected = {
-        "rho/one/scale": recorded.history["one/scale"],
+        "rho/one/scale": run.recorded.history["one/scale"],
         "rho/each/scale/mean": each.mean(axis=1),
         "rho/each/scale/min": each.min(axis=1),
         "rho/each/scale/max": each.max(axis=1),
     }
-    assert {k for k in logs if k.startswith("rho/")} == set(expected)
+    assert {k for k in run.logs if k.startswith("rho/")} == set(expected)
     for key, values in expected.items():
-        np.testing.assert_allclose(logs[key], values)
-        assert [seen[key] for seen in after.seen] == logs[key]
-        assert all(type(value) is float for value in logs[key])
+        np.testing.assert_allclose(run.logs[key], values)
+        assert [seen[key] for seen in run.after.seen] == run.logs[key]
+        assert all(type(value) is float for value in run.logs[key])
 
 
-def test_csv(tmp_path):
-    model = make_models_of_shapes()
-    recorded = kcr.callbacks.RhoHistory()
-    log = keras.callbacks.CSVLogger(tmp_path / "log.csv")
-    callbacks = [recorded, log]
-    fit(model, epochs=2, reg_data=REG_DATA, callbacks=callbacks)
-    with open(tmp_path / "log.csv") as file:
+def test_csv(run):
+    with open(run.folder / "log.csv") as file:
         rows = list(csv.DictReader(file))
+    history = run.recorded.history
     found = [float(row["rho/one/scale"]) for row in rows]
-    assert found == recorded.history["one/scale"].tolist()
+    assert found == history["one/scale"].tolist()
     assert float(rows[1]["rho/each/scale/max"]) == pytest.approx(
-        recorded.history["each/scale"][1].max()
+        history["each/scale"][1].max()
     )
 
 
-def test_tensorboard(tmp_path):
+def test_tensorboard(run):
     from tensorboard.backend.event_processing import event_accumulator
     from tensorboard.util import tensor_util
 
-    model = make_models_of_shapes()
-    recorded = kcr.callbacks.RhoHistory()
-    board = keras.callbacks.TensorBoard(tmp_path, write_graph=False)
-    callbacks = [recorded, board]
-    fit(model, epochs=2, reg_data=REG_DATA, callbacks=callbacks)
-    events = event_accumulator.EventAccumulator(str(tmp_path / "train"))
+    events = event_accumulator.EventAccumulator(str(run.folder / "train"))
     events.Reload()
     found = [
         float(tensor_util.make_ndarray(event.tensor_proto))
         for event in events.Tensors("epoch_rho/one/scale")
     ]
-    np.testing.assert_allclose(found, recorded.history["one/scale"])
+    np.testing.assert_allclose(found, run.recorded.history["one/scale"])
     assert len(events.Tensors("epoch_rho/each/scale/min")) == 2
 
 
@@ -119,7 +129,7 @@ def test_frozen_rho_are_recorded_in_merged_epochs():
     assert values[0] != values[1] == values[2] == values[3]
     assert history.history["rho/noise/scale"] == values.tolist()
     assert recorded.epochs.tolist() == [0, 1, 2, 3]
-    # 3 batches of 24 rows, then 5 of 36.
+    # An epoch has 3 batches of 24 rows, and merged 5 of 36.
     assert recorded.steps.tolist() == [3, 6, 11, 16]
 
 

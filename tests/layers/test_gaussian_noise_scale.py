@@ -25,9 +25,9 @@ def test_integers_get_noise_too():
     x = np.full((400, 50), 7, "uint8")
     layer = GaussianNoiseScale(0.3, seed=1)
     added = noise(layer, x)
-    # 20,000 numbers: five standard errors of their standard deviation.
+    # We allow 5 standard errors of the deviation of 20,000 numbers.
     assert added.std() == pytest.approx(0.3, abs=5 * 0.3 / np.sqrt(40_000))
-    # Of one dtype with and without noise.
+    # The outputs are of one dtype with and without noise.
     assert layer(x).dtype == layer(x, sampling=True).dtype == "float32"
 
 
@@ -39,8 +39,8 @@ def test_starts_at_its_documented_scale():
 
 @pytest.mark.parametrize("flags", [{"training": True}, {"sampling": True}])
 def test_moments(flags):
-    # Over n = 80,000 numbers, 5 standard errors of mean and variance: a right
-    # layer fails with probability 1e-6, at this seed never.
+    # We allow 5 standard errors of mean and variance over n = 80,000 numbers: a
+    # right layer fails with probability 1e-6, at this seed never.
     sigma, n = 1.5, np.prod(SHAPE)
     eps = noise(GaussianNoiseScale(sigma, seed=0), **flags) / sigma
     assert abs(eps.mean()) < 5 / np.sqrt(n)
@@ -60,8 +60,8 @@ def test_a_scale_for_each_index_of_an_axis(axis, shape):
     eps = noise(layer) / scales
     free = tuple(i for i, size in enumerate((0, *shape)) if size in (0, 1))
     n = np.prod([SHAPE[i] for i in free])
-    # 5 standard errors for each of up to 200: fails with probability 1e-4, at
-    # this seed never.
+    # We allow 5 standard errors for each of up to 200 scales: a right layer
+    # fails with probability 1e-4, at this seed never.
     deviations = (eps**2).mean(axis=free) - 1
     assert np.abs(deviations).max() < 5 * np.sqrt(2 / n)
 
@@ -94,8 +94,8 @@ def test_relative_is_in_units_of_each_examples_deviation():
     x = 7 + deviations[:, None] * rng.normal(size=(3, 20_000))
     x = x.astype("float32")
     added = noise(GaussianNoiseScale(0.5, relative=True, seed=0), x)
-    # 5 standard errors of each deviation: 5 / sqrt(2 * 20000) = 2.5 %, which
-    # a right layer misses with probability 2e-6, at this seed never.
+    # We allow 5 standard errors of each deviation, 5 / sqrt(2 * 20000) = 2.5 %:
+    # a right layer fails with probability 2e-6, at this seed never.
     np.testing.assert_allclose(
         added.std(axis=1), 0.5 * x.std(axis=1), rtol=0.025
     )

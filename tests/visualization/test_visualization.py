@@ -28,16 +28,50 @@ def close():
     plt.close("all")
 
 
-def recorded(values, start=None, meaning="noise sigma"):
-    """A `RhoHistory` as `fit` leaves it behind."""
+class Holder(keras.layers.Layer):
+    """Holds rho, `{name: (value, meaning)}`."""
+
+    def __init__(self, rho, **kwargs):
+        super().__init__(**kwargs)
+        for name, (value, meaning) in rho.items():
+            shape = np.shape(value)
+            weight = self.add_weight(
+                name=name, shape=shape, dtype="float32", autocast=False
+            )
+            kcr.mark_rho(weight, meaning)
+
+    def call(self, inputs):
+        return inputs
+
+
+def recorded(values, start=None, meanings=None):
+    """A `RhoHistory` as `fit` leaves it behind.
+
+    The values start at those of the first epoch where no others are given.
+    """
+    start = start or {path: epochs[0] for path, epochs in values.items()}
+    meanings = meanings or {}
+    layers = {}
+    for path in values:
+        layer, name = path.split("/")
+        rho = start[path], meanings.get(path, "noise sigma")
+        layers.setdefault(layer, {})[name] = rho
+    holders = [Holder(rho, name=layer) for layer, rho in layers.items()]
+    model = keras.Sequential([keras.Input((3,)), *holders])
+    model.compile()
+    weights = {weight.path: weight for weight in model.weights}
+
+    def assign(rho):
+        for path, value in rho.items():
+            weights[path].assign(value)
+
     history = kcr.callbacks.RhoHistory()
-    history.start = start or {}
-    history.meanings = dict.fromkeys(values, meaning)
-    count = len(next(iter(values.values())))
-    history._records = [
-        (i, 3 * i + 3, {path: np.asarray(v[i]) for path, v in values.items()})
-        for i in range(count)
-    ]
+    history.set_model(model)
+    assign(start)
+    history.on_train_begin()
+    for epoch in range(len(next(iter(values.values())))):
+        assign({path: epochs[epoch] for path, epochs in values.items()})
+        history.on_epoch_end(epoch)
     return history
 
 
@@ -102,7 +136,7 @@ def test_legends_are_not_cut_off(length):
     ax = vis.plot_rho_history(recorded(values))
     ax.figure.canvas.draw()
     assert ax.figure.get_tightbbox().x1 <= 3.31
-    # Nor do they leave no room for what they explain.
+    # Legends leave room for what they explain.
     assert ax.get_window_extent().height / ax.figure.dpi > 1.2
 
 
@@ -146,16 +180,17 @@ def test_matplotlib_is_imported_only_when_used():
 
 
 def test_rho_history():
-    values = {"a/scale": [0.1, 0.2], "b/scale": [[0.3, 0.5], [0.4, 0.8]]}
-    start = {"a/scale": 0.05, "b/scale": np.array([0.3, 0.3])}
+    # These numbers have no rounding in float32.
+    values = {"a/scale": [0.125, 0.25], "b/scale": [[0.25, 0.5], [0.5, 1.0]]}
+    start = {"a/scale": 0.0625, "b/scale": [0.25, 0.25]}
     ax = vis.plot_rho_history(recorded(values, start))
     one, each = ax.get_lines()
     assert one.get_xdata().tolist() == [0, 1, 2]
-    assert one.get_ydata().tolist() == [0.05, 0.1, 0.2]
-    np.testing.assert_allclose(each.get_ydata(), [0.3, 0.4, 0.6])
+    assert one.get_ydata().tolist() == [0.0625, 0.125, 0.25]
+    np.testing.assert_allclose(each.get_ydata(), [0.25, 0.375, 0.75])
     (band,) = ax.collections
     extents = band.get_paths()[0].get_extents()
-    assert (extents.y0, extents.y1) == (0.3, 0.8)
+    assert (extents.y0, extents.y1) == (0.25, 1.0)
     legend = [text.get_text() for text in ax.get_legend().get_texts()]
     assert legend == ["a", "b (mean, range)"]
     assert ax.get_xlabel() == "Epoch" and ax.get_ylabel() == "Noise sigma"
@@ -201,12 +236,12 @@ def test_selection_and_names():
         ax = vis.plot_rho_history(history, select)
         return [line.get_label() for line in ax.get_lines()]
 
-    # A layer's name where it is enough.
+    # The name of a layer does where it is enough.
     assert names("scale") == ["a", "b"]
     assert names(["b/scale", "a/scale"]) == ["a", "b"]
     assert names(None) == ["a/scale", "a/shift", "b/scale"]
-    # Each its own unit where there are several.
-    history.meanings["a/shift"] = "shift (pixels)"
+    # Each curve names its unit where there are several.
+    history = recorded(values, meanings={"a/shift": "shift (pixels)"})
     assert names(None)[1] == "a: shift (pixels)"
     assert names("a/s")[0] == "a: noise sigma"
     ax = vis.plot_rho_history(history)
@@ -348,14 +383,14 @@ def test_reliability_refuses_logits():
 def test_learning_curves():
     model = compile_model(make_model(), metrics=["accuracy"])
     validation_data = make_data(12, seed=2)
-    history = fit(model, epochs=3, validation_data=validation_data)
+    history = fit(model, epochs=2, validation_data=validation_data)
     ax = vis.plot_learning_curves(history, "accuracy")
     found = {line.get_label(): line for line in ax.get_lines()}
     names = {"training": "", "regularization": "reg_", "validation": "val_"}
     assert list(found) == list(names)
     for label, prefix in names.items():
         line = found[label]
-        assert line.get_xdata().tolist() == [1, 2, 3]
+        assert line.get_xdata().tolist() == [1, 2]
         assert line.get_ydata().tolist() == history.history[prefix + "accuracy"]
     assert len({line.get_color() for line in found.values()}) == 3
     assert len({line.get_linestyle() for line in found.values()}) == 3
