@@ -1,8 +1,10 @@
-"""Every form of data that `fit` takes."""
+"""The forms of data that `fit` takes, but for those of one backend alone.
+
+Those of TensorFlow are in `tests/backend/tensorflow/tensorflow_forms.py`.
+"""
 
 import keras
 import pytest
-import tensorflow as tf
 from keras import tree
 
 
@@ -41,24 +43,8 @@ def generator(batches):
         yield from batches
 
 
-def dataset(data, size):
-    data = tree.lists_to_tuples(data)
-    return tf.data.Dataset.from_tensor_slices(data).batch(size)
-
-
-@tf.autograph.experimental.do_not_convert
-def _yes(*batch):
-    return True
-
-
-def dataset_of_unknown_shapes(data, size):
-    def flat():
-        return (tuple(tree.flatten(batch)) for batch in batches(data, size))
-
-    types = tuple(a.dtype for a in tree.flatten(data))
-    flat = tf.data.Dataset.from_generator(flat, output_types=types)
-    data = tree.lists_to_tuples(data)
-    return flat.map(lambda *leaves: tree.pack_sequence_as(data, leaves))
+def tensors(data, size):
+    return tree.map_structure(keras.ops.convert_to_tensor, data)
 
 
 # PyTorch is too large to install for a few tests: they run where it is.
@@ -122,24 +108,11 @@ def float64(data, size):
 FORMS = {
     "arrays": lambda data, size: data,
     "float64 arrays": float64,
-    "tensors": lambda data, size: tree.map_structure(tf.constant, data),
+    "tensors": tensors,
     "torch tensors": torch_tensors,
     "pandas": pandas_objects,
     "SciPy matrices": scipy_matrices,
     "SciPy arrays": scipy_arrays,
-    "sparse tensors": lambda data, size: of_x(tf.sparse.from_dense, data),
-    "ragged tensors": lambda data, size: of_x(
-        tf.RaggedTensor.from_tensor, data
-    ),
-    "dataset": dataset,
-    "dataset of unknown length": lambda data, size: dataset(data, size).filter(
-        _yes
-    ),
-    "dataset of unknown shapes": dataset_of_unknown_shapes,
-    "endless dataset": lambda data, size: dataset(data, size).repeat(),
-    "dataset of sparse tensors": lambda data, size: dataset(
-        of_x(tf.sparse.from_dense, data), size
-    ),
     "PyDataset": lambda data, size: Batches(batches(data, size)),
     "PyDataset with workers": lambda data, size: Batches(
         batches(data, size), workers=2
@@ -149,6 +122,9 @@ FORMS = {
     "torch DataLoader": data_loader,
     "torch DataLoader of unknown length": data_loader_of_unknown_length,
 }
+
+# Those that come in batches, one of each kind.
+BATCH_FORMS = ["PyDataset", "generator", "torch DataLoader"]
 
 
 def is_array_form(data):
@@ -161,3 +137,14 @@ def training_arguments(data):
     if not is_array_form(data):
         return dict(x=data)
     return dict(zip(("x", "y", "sample_weight"), data, strict=False))
+
+
+def against_arrays(forms):
+    """Pairs `(form, form of reg_data)`: each of the forms meets arrays."""
+    pairs = [("arrays", form) for form in forms]
+    return pairs + [(form, "arrays") for form in forms if form != "arrays"]
+
+
+def pair(x, reg_data, *marks):
+    """A case of the table of forms."""
+    return pytest.param(x, reg_data, id=f"{x} | {reg_data}", marks=marks)

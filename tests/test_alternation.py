@@ -1,11 +1,13 @@
-"""How often rho learn, and how often the steps are traced."""
-
-import contextlib
+"""How often rho learn, and what the logs show of it."""
 
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
+from form_checks import check_default_warmup
+from form_checks import rho_steps
+from forms import Batches
+from forms import EndlessBatches
+from forms import batches
 from helpers import Subclassed
 from helpers import compile_model
 from helpers import fit
@@ -13,10 +15,8 @@ from helpers import make_data
 from helpers import make_model
 
 import keras_crossreg as kcr
-
-
-def rho_steps(model):
-    return int(model.rho_optimizer.iterations.numpy())
+from keras_crossreg.trainers.rho_schedule import default_reg_freq
+from keras_crossreg.trainers.rho_schedule import default_reg_warmup
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,8 @@ def test_number_of_rho_steps(
         reg_freq=reg_freq,
         reg_warmup=reg_warmup,
         steps_per_execution=steps_per_execution,
-        run_eagerly=False,
+        # One case is compiled, and more of them in `test_modes`.
+        run_eagerly=reg_freq > 1,
     )
     fit(model, batch_size=5, epochs=2)
     assert int(model.optimizer.iterations) == 10
@@ -47,101 +48,108 @@ def test_number_of_rho_steps(
 
 
 @pytest.mark.parametrize(
-    ("reg_batch_size", "expected"),
-    # r is 6 K B_reg / B, with K of 2 and B of 8; K B_reg / (r B) * 2/3 is
-    # 1/9. Of a dataset B is not known beforehand, and B_reg all there is.
-    [(None, 2), (2, 3), (4, 6), ("dataset", 18)],
+    ("num_samples", "reg_batch_size", "batch_size", "expected"),
+    [
+        # 6 K B_reg / B, so that K B_reg / (r B) * 2/3 is 1/9.
+        (2, 1, 8, 2),
+        (2, 2, 8, 3),
+        (2, 4, 8, 6),
+        (4, 4, 32, 3),
+        # Rho step at every training step at the most. A B of which nothing is
+        # known counts as B_reg.
+        (1, 1, 64, 1),
+        (2, 3, 0, 12),
+    ],
 )
-@pytest.mark.parametrize("steps_per_execution", [1, 3])
+def test_the_default_of_reg_freq(
+    num_samples, reg_batch_size, batch_size, expected
+):
+    assert default_reg_freq(num_samples, reg_batch_size, batch_size) == expected
+
+
+@pytest.mark.parametrize(
+    ("reg_batch_size", "expected", "steps_per_execution", "run_eagerly"),
+    [
+        # By default an eighth of B, which is 8.
+        (None, 2, 3, False),
+        (4, 6, 1, True),
+        # Of data in batches B is not known beforehand, and B_reg all there is.
+        ("batches", 18, 3, True),
+    ],
+)
 def test_by_default_rho_steps_add_a_ninth_of_the_work(
-    reg_batch_size, expected, steps_per_execution
+    reg_batch_size, expected, steps_per_execution, run_eagerly
 ):
     model = compile_model(
         make_model(),
         reg_freq=None,
         steps_per_execution=steps_per_execution,
-        run_eagerly=steps_per_execution == 1,
+        run_eagerly=run_eagerly,
     )
     arguments = dict(reg_batch_size=reg_batch_size)
-    if reg_batch_size == "dataset":
-        x = tf.data.Dataset.from_tensor_slices(make_data()).batch(8)
+    if reg_batch_size == "batches":
+        x = Batches(batches(make_data(), 8))
         arguments = dict(x=x, y=None, batch_size=None)
-    fit(model, epochs=8, **arguments)
-    assert int(model.optimizer.iterations) == 24
-    assert rho_steps(model) == 24 // expected
+    fit(model, epochs=6, **arguments)
+    assert int(model.optimizer.iterations) == 18
+    assert rho_steps(model) == 18 // expected
+
+
+@pytest.mark.parametrize(
+    ("momentum", "steps", "expected"),
+    [
+        # 2 / (1 - momentum) steps; but not for averages that never move.
+        (0.8, 60, 10),
+        (0.9, 120, 20),
+        (0.99, None, 200),
+        (0.0, 12, 2),
+        (1.0, 12, 0),
+        # A quarter of the steps there are.
+        (0.9, 12, 3),
+        (0.99, 24, 6),
+    ],
+)
+def test_how_long_moving_averages_take(momentum, steps, expected):
+    norm = keras.layers.BatchNormalization(momentum=momentum)
+    assert default_reg_warmup([norm], steps) == expected
+    # The slowest counts.
+    layers = [keras.layers.BatchNormalization(momentum=0.0), norm]
+    assert default_reg_warmup(layers, steps) == max(expected, 2)
 
 
 @pytest.mark.parametrize(
     ("momentum", "epochs", "expected"),
-    [
-        # 2 / (1 - momentum) steps; but not for averages that never move.
-        (0.8, 20, 10),
-        (0.9, 40, 20),
-        (0.0, 4, 2),
-        (1.0, 4, 0),
-        # A quarter of the steps there are.
-        (0.9, 4, 3),
-        (0.99, 8, 6),
-    ],
+    # As long as the moving averages take, or a quarter of the steps.
+    [(0.5, 2, 4), (0.9, 1, 3)],
 )
 def test_by_default_rho_wait_for_moving_averages(momentum, epochs, expected):
     model = make_model()
     (norm,) = (la for la in model.layers if hasattr(la, "momentum"))
     norm.momentum = momentum
-    compile_model(model, reg_warmup=None, run_eagerly=False)
-    fit(model, epochs=epochs)
-    assert rho_steps(model) == 3 * epochs - expected
+    compile_model(model, reg_warmup=None)
+    fit(model, epochs=epochs, batch_size=2)
+    assert rho_steps(model) == 12 * epochs - expected
     # They have come up with theta by then.
     fit(model)
-    assert rho_steps(model) == 3 * epochs - expected + 3
-
-
-class Batches(keras.utils.PyDataset):
-    """Twelve batches, or a few of an endless number."""
-
-    endless = False
-
-    @property
-    def num_batches(self):
-        return None if self.endless else 12
-
-    def __getitem__(self, i):
-        return tuple(a[:2] for a in make_data(seed=i))
-
-
-def batches(kind):
-    if kind == "PyDataset":
-        return Batches()
-    if kind == "generator":
-        return (Batches()[i] for i in range(12))
-    data = tf.data.Dataset.from_tensor_slices(make_data()).batch(2)
-    # It is not known how many batches a filter leaves.
-    return data.filter(lambda x, y: True) if kind == "filter" else data
+    assert rho_steps(model) == 12 * epochs - expected + 3
 
 
 @pytest.mark.parametrize(
     ("kind", "expected"),
-    # A quarter of 12 steps, where it is known that there are 12.
-    [("PyDataset", 3), ("dataset", 3), ("generator", 10), ("filter", 10)],
+    # It is not known how many batches a generator has.
+    [("PyDataset", 3), ("generator", 10)],
 )
 def test_the_default_warmup_of_data_in_batches(kind, expected):
+    x = batches(make_data(), 2)
+    x = Batches(x) if kind == "PyDataset" else (batch for batch in x)
+    check_default_warmup(x, expected)
+
+
+def test_the_default_warmup_of_endless_data():
     model = make_model()
     model.layers[2].momentum = 0.8
     compile_model(model, reg_warmup=None)
-    warning = contextlib.nullcontext()
-    if expected == 10:
-        warning = pytest.warns(UserWarning, match="ran out of data")
-    with warning:
-        fit(model, x=batches(kind), y=None, batch_size=None)
-    assert rho_steps(model) == 12 - expected
-
-
-def test_the_default_warmup_of_an_endless_dataset():
-    model = make_model()
-    model.layers[2].momentum = 0.8
-    compile_model(model, reg_warmup=None)
-    x = Batches()
-    x.endless = True
+    x = EndlessBatches(batches(make_data(), 2))
     fit(model, x=x, y=None, batch_size=None, steps_per_epoch=4, epochs=2)
     assert rho_steps(model) == 8 - 2
 
@@ -193,71 +201,6 @@ def test_gradient_accumulation_does_not_change_the_count():
     assert rho_steps(model) == 3
 
 
-@pytest.mark.parametrize(
-    "mode",
-    [
-        dict(jit_compile=True),
-        dict(run_eagerly=True, steps_per_execution=2),
-    ],
-    ids=str,
-)
-def test_every_mode_gives_the_same_numbers(mode):
-    results = []
-    # The rho steps that are due follow an execution: the same number in both.
-    steps = mode.get("steps_per_execution", 1)
-    plain = dict(run_eagerly=False, steps_per_execution=steps)
-    for arguments in (plain, plain | mode):
-        model = compile_model(
-            make_model(), **arguments, rho_optimizer=keras.optimizers.SGD(0.0)
-        )
-        # The noise itself differs where XLA draws it.
-        model.set_rho({"noise/scale": 0.0})
-        history = fit(model, batch_size=6).history
-        assert rho_steps(model) == 4
-        results.append(history["loss"] + history["reg_loss"])
-    np.testing.assert_allclose(*results, rtol=1e-4)
-
-
-def test_each_step_is_traced_once():
-    traces = []
-
-    class Counter(kcr.layers.RhoLayer):
-        def build(self, input_shape):
-            self.rho = self.add_rho("scale", start=0.1)
-
-        def call(self, inputs, training=False, sampling=None):
-            traces.append("rho" if sampling else "theta")
-            return inputs * self.rho_value(self.rho, sampling)
-
-    inputs = keras.Input((3,))
-    outputs = keras.layers.Dense(2)(Counter()(inputs))
-    model = kcr.CrossRegModel(inputs, outputs)
-    compile_model(model, loss="mse", optimizer="adam", run_eagerly=False)
-    x, _ = make_data()
-    y = np.zeros((len(x), 2))
-    traces.clear()
-    reg_x, _ = make_data(13, seed=1)
-    reg_data = (reg_x, y[:13])
-    arguments = dict(x=x, y=y, reg_data=reg_data, reg_batch_size=5)
-    fit(model, epochs=10, **arguments)
-    # One more of rho: the check that the gradient reaches it.
-    assert sorted(traces) == ["rho", "rho", "theta"]
-    model.freeze_rho()
-    fit(model, **arguments)
-    model.unfreeze_rho()
-    fit(model, epochs=3, **arguments)
-    assert len(traces) == 3
-
-
-def test_a_rho_step_every_r_of_a_strategy():
-    strategy = tf.distribute.MirroredStrategy(["/cpu:0"])
-    with strategy.scope():
-        model = compile_model(make_model(), reg_freq=2, run_eagerly=False)
-    history = fit(model, epochs=2).history
-    assert rho_steps(model) == 3
-    assert np.isfinite(history["reg_loss"]).all()
-
-
 def test_train_on_batch_moves_rho_when_asked():
     model = compile_model(
         make_model(), metrics=["accuracy"], reg_freq=7, run_eagerly=False
@@ -278,7 +221,6 @@ def test_train_on_batch_moves_rho_when_asked():
 def test_reg_loss_and_metrics_are_in_history():
     model = compile_model(
         make_model(),
-        run_eagerly=False,
         metrics=["accuracy"],
         weighted_metrics=[keras.metrics.SparseCategoricalAccuracy("hits")],
     )

@@ -5,13 +5,14 @@ import csv
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 from helpers import assert_same
 from helpers import compile_model
 from helpers import fit
 from helpers import make_data
 from helpers import make_model
 from helpers import values
+from tensorboard.backend.event_processing import event_file_loader
+from tensorboard.util import tensor_util
 
 import keras_crossreg as kcr
 
@@ -168,9 +169,9 @@ def tags(folder):
     """Every value that TensorBoard was given: `{tag: [(step, value)]}`."""
     found = {}
     for path in folder.glob("events*"):
-        for event in tf.compat.v1.train.summary_iterator(str(path)):
+        for event in event_file_loader.EventFileLoader(str(path)).Load():
             for value in event.summary.value:
-                number = tf.make_ndarray(value.tensor)
+                number = tensor_util.make_ndarray(value.tensor)
                 found.setdefault(value.tag, []).append((event.step, number))
     return found
 
@@ -234,7 +235,7 @@ def test_model_checkpoint_keeps_the_best(tmp_path):
     weights = Weights()
     history = fit(
         model,
-        epochs=4,
+        epochs=3,
         validation_data=VALIDATION,
         callbacks=[up_again(), *checkpoints, weights],
     ).history
@@ -291,7 +292,7 @@ def test_early_stopping_restores_rho_too(monitor):
 def late_run(callback):
     """The first rho step comes in the second epoch."""
     model = compile_model(make_model(), reg_freq=4)
-    return fit(model, epochs=5, callbacks=[callback]).history["reg_loss"]
+    return fit(model, epochs=4, callbacks=[callback]).history["reg_loss"]
 
 
 def test_a_monitor_that_begins_with_nan(tmp_path):
@@ -356,14 +357,14 @@ def test_a_callback_can_schedule_rho():
 # ---- Averages of theta -------------------------------------------------------
 
 
-def averaging_run(*callbacks, merge_epochs=0):
+def averaging_run(*callbacks, epochs, merge_epochs):
     model = compile_model(
         make_model(),
         optimizer=keras.optimizers.SGD(0.5, use_ema=True, ema_momentum=0.9),
     )
     history = fit(
         model,
-        epochs=3,
+        epochs=epochs,
         merge_epochs=merge_epochs,
         validation_data=VALIDATION,
         callbacks=list(callbacks),
@@ -371,13 +372,14 @@ def averaging_run(*callbacks, merge_epochs=0):
     return model, history.history
 
 
-@pytest.mark.parametrize("merge_epochs", [0, 2])
-def test_swap_ema_weights(merge_epochs):
-    plain = averaging_run(merge_epochs=merge_epochs)
+@pytest.mark.parametrize(("epochs", "merge_epochs"), [(2, 0), (3, 2)])
+def test_swap_ema_weights(epochs, merge_epochs):
+    run = dict(epochs=epochs, merge_epochs=merge_epochs)
+    plain = averaging_run(**run)
     for swap_on_epoch in (False, True):
         swap = keras.callbacks.SwapEMAWeights(swap_on_epoch=swap_on_epoch)
         weights = Weights()
-        swapped = averaging_run(swap, weights, merge_epochs=merge_epochs)
+        swapped = averaging_run(swap, weights, **run)
         check_swapped(swapped, plain)
         if swap_on_epoch:
             # A callback that comes after sees the averages, too.

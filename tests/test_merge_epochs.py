@@ -1,18 +1,14 @@
 """The last epochs train on all the data, with rho frozen."""
 
-import functools
-
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
+from form_checks import check_merged_arrays
 from forms import FORMS
-from helpers import assert_same
 from helpers import compile_model
 from helpers import fit
 from helpers import make_data
 from helpers import make_model
-from helpers import values
 
 import keras_crossreg as kcr
 
@@ -127,24 +123,6 @@ def test_examples_without_a_weight_weigh_one(weighted):
     assert history["loss"][0] == pytest.approx(counted.sum() / 36, rel=1e-4)
 
 
-@functools.cache
-def weights_of_merged_arrays():
-    return weights_of_merged(make_data(), make_data(12, seed=1))
-
-
-def weights_of_merged(data, reg_data):
-    model = compile_model(make_model())
-    fit(
-        model,
-        x=data[0],
-        y=data[1],
-        reg_data=reg_data,
-        merge_epochs=1,
-        batch_size=36,
-    )
-    return values(model.weights)
-
-
 @pytest.mark.parametrize(
     ("form", "reg_form"),
     [
@@ -153,32 +131,10 @@ def weights_of_merged(data, reg_data):
         ("arrays", "pandas"),
         ("pandas", "arrays"),
         ("SciPy matrices", "SciPy matrices"),
-        ("sparse tensors", "arrays"),
-        ("ragged tensors", "ragged tensors"),
     ],
 )
 def test_forms_of_arrays(form, reg_form):
-    data = FORMS[form](make_data(), None)
-    reg_data = FORMS[reg_form](make_data(12, seed=1), None)
-    assert_same(weights_of_merged(data, reg_data), weights_of_merged_arrays())
-
-
-def test_datasets():
-    model = compile_model(make_model())
-    sets = [
-        tf.data.Dataset.from_tensor_slices(data).batch(8)
-        for data in (make_data(), make_data(12, seed=1))
-    ]
-    model.fit(
-        sets[0],
-        reg_data=sets[1],
-        epochs=2,
-        merge_epochs=1,
-        shuffle=False,
-        verbose=0,
-    )
-    assert int(model.optimizer.iterations) == 3 + 5
-    assert int(model.rho_optimizer.iterations) == 3
+    check_merged_arrays(FORMS[form], FORMS[reg_form])
 
 
 def test_a_run_that_stops_early_has_no_merged_epochs():

@@ -1,11 +1,14 @@
 """Regularization data that do not fit, and what Keras itself refuses."""
 
-import functools
-
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
+from form_checks import check_fit_refuses
+from form_checks import check_refused_as_reg_data
+from form_checks import check_refused_as_x
+from form_checks import check_train_on_batch
+from form_checks import check_train_on_batch_refuses
+from form_checks import refusing_model
 from forms import FORMS
 from forms import Batches
 from forms import batches
@@ -14,7 +17,6 @@ from helpers import compile_model
 from helpers import make_data
 from helpers import make_model
 from helpers import values
-from test_errors import check
 
 import keras_crossreg as kcr
 
@@ -36,9 +38,9 @@ def loader(*data):
 REFUSED = {
     "lists of numbers": lambda: (X.tolist(), Y.tolist()),
     "targets in a list": lambda: (X, Y.tolist()),
-    "an iterator": lambda: iter(FORMS["dataset"]((X, Y), 8)),
+    "an iterator": lambda: iter(batches((X, Y), 8)),
     "a generator of lists": lambda: (list(b) for b in batches((X, Y), 8)),
-    "a dataset and targets": lambda: (FORMS["dataset"]((X, Y), 8), Y),
+    "a PyDataset and targets": lambda: (FORMS["PyDataset"]((X, Y), 8), Y),
     "arrays of different lengths": lambda: (X, Y[:-1]),
     "numbers": lambda: (np.float32(1.0), np.float32(1.0)),
     "a string": lambda: "data",
@@ -48,35 +50,19 @@ REFUSED = {
 }
 
 
-@functools.cache
-def refusing_model(cls=kcr.CrossRegModel):
-    """One for many tests, since what is refused leaves it as it was."""
-    model = make_model(cls=cls)
-    if cls is kcr.CrossRegModel:
-        return compile_model(model)
-    model.compile("sgd", "sparse_categorical_crossentropy", run_eagerly=True)
-    return model
-
-
 def iter_nothing():
     yield from ()
 
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_refused_as_reg_data(case):
-    match = r"(?s)`reg_data` must hold.*The error was: .+\nReceived: reg_data="
-    check(refusing_model(), match, reg_data=REFUSED[case]())
+    check_refused_as_reg_data(REFUSED[case]())
 
 
 @pytest.mark.parametrize("case", REFUSED)
 @pytest.mark.parametrize("cls", [keras.Model, kcr.CrossRegModel])
 def test_refused_as_x(case, cls):
-    data = REFUSED[case]()
-    x, y = data if isinstance(data, tuple) else (data, None)
-    reg_data = {} if cls is keras.Model else dict(reg_data=REG)
-    # What is raised is for Keras to say.
-    with pytest.raises((ValueError, IndexError)):
-        refusing_model(cls).fit(x, y, shuffle=False, verbose=0, **reg_data)
+    check_refused_as_x(REFUSED[case](), cls)
 
 
 REG_DATA_ERRORS = {
@@ -116,8 +102,8 @@ REG_DATA_ERRORS = {
         dict(y=Y[:, None], reg_data=(REG_X, np.stack([REG_Y] * 2, 1))),
         r"Expected y like \(1,\).*Received: y=\(2,\)$",
     ),
-    "targets in a dataset, but none in training": (
-        dict(y=None, reg_data=FORMS["dataset"](REG, 8)),
+    "targets in a PyDataset, but none in training": (
+        dict(y=None, reg_data=FORMS["PyDataset"](REG, 8)),
         r"Expected y like None.*Received: y=\(\)$",
     ),
     "no targets for a loss that needs them": (
@@ -162,14 +148,14 @@ REG_DATA_ERRORS = {
 @pytest.mark.parametrize("case", REG_DATA_ERRORS)
 def test_fit_refuses(case):
     arguments, match = REG_DATA_ERRORS[case]
-    check(refusing_model(), "(?s)" + match, **arguments)
+    check_fit_refuses(refusing_model(), "(?s)" + match, **arguments)
 
 
 def test_targets_that_the_loss_would_broadcast():
     inputs = keras.Input((3,))
     outputs = keras.layers.Dense(1)(kcr.layers.GaussianNoiseScale()(inputs))
     model = compile_model(kcr.CrossRegModel(inputs, outputs), loss="mse")
-    check(
+    check_fit_refuses(
         model,
         r"Expected y like \(1,\).*Received: y=\(2,\)$",
         y=X[:, :1],
@@ -212,7 +198,7 @@ def test_nan_in_batches_end_in_a_loss_that_is_not_a_number():
     # As NaN in training batches do. `TerminateOnNaN` looks at `loss`, which
     # is NaN at the step after.
     model = compile_model(make_model())
-    data = FORMS["dataset"]((NOT_A_NUMBER, REG_Y), 12)
+    data = FORMS["PyDataset"]((NOT_A_NUMBER, REG_Y), 12)
     model.fit(
         X,
         Y,
@@ -240,7 +226,7 @@ def test_train_on_batch_is_a_step_of_fit():
             for x, y in batches((X, Y), 8):
                 model.train_on_batch(x, y, reg_data=REG)
         else:
-            data = FORMS["dataset"](REG, 12)
+            data = FORMS["PyDataset"](REG, 12)
             model.fit(
                 X, Y, batch_size=8, reg_data=data, shuffle=False, verbose=0
             )
@@ -248,48 +234,22 @@ def test_train_on_batch_is_a_step_of_fit():
     assert_same(*results)
 
 
-ONE_BATCH = [
-    "arrays",
-    "float64 arrays",
-    "tensors",
-    "torch tensors",
-    "pandas",
-    "SciPy matrices",
-    "sparse tensors",
-    "ragged tensors",
-]
-
-
-def result_of_one_batch(reg_data):
-    model = compile_model(make_model())
-    model.train_on_batch(X, Y, reg_data=reg_data)
-    return values(model.weights)
-
-
-@functools.cache
-def result_of_arrays():
-    return result_of_one_batch(REG)
-
-
-@pytest.mark.parametrize("form", ONE_BATCH)
+@pytest.mark.parametrize(
+    "form",
+    [
+        "float64 arrays",
+        "tensors",
+        "torch tensors",
+        "pandas",
+        "SciPy matrices",
+    ],
+)
 def test_train_on_batch_of_each_form(form):
-    result = result_of_one_batch(FORMS[form](REG, 12))
-    assert_same(result, result_of_arrays())
-
-
-def test_train_on_batch_makes_no_pipeline(monkeypatch):
-    # Which takes a hundred times as long as the step of a small model.
-    def forbidden(*args, **kwargs):
-        raise AssertionError
-
-    model = compile_model(make_model())
-    monkeypatch.setattr(tf.data.Dataset, "__init__", forbidden)
-    model.train_on_batch(X, Y, reg_data=REG)
-    assert int(model.rho_optimizer.iterations) == 1
+    check_train_on_batch(FORMS[form])
 
 
 BATCH_ERRORS = {
-    "a dataset": (FORMS["dataset"](REG, 8), "Received: reg_data=_BatchDataset"),
+    "a PyDataset": (FORMS["PyDataset"](REG, 8), "Received: reg_data=Batches"),
     "lists": ((REG_X.tolist(), REG_Y), r"=\(list, ndarray of shape \(12,\)\)$"),
     "no examples": ((X[:0], Y[:0]), r"one example. Received: reg_data="),
     "different lengths": ((X, REG_Y), "sizes: 24.*sizes: 12.*Received"),
@@ -303,8 +263,4 @@ BATCH_ERRORS = {
 @pytest.mark.parametrize("case", BATCH_ERRORS)
 def test_train_on_batch_refuses(case):
     reg_data, match = BATCH_ERRORS[case]
-    model = refusing_model()
-    before = values(model.weights)
-    with pytest.raises(ValueError, match="(?s)" + match):
-        model.train_on_batch(X, Y, reg_data=reg_data)
-    assert_same(before, values(model.weights))
+    check_train_on_batch_refuses(refusing_model(), "(?s)" + match, reg_data)

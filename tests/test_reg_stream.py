@@ -2,13 +2,15 @@
 
 import gc
 import threading
-import time
 import weakref
 
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
+from form_checks import check_a_second_fit_goes_on
+from form_checks import check_order_of_batches
+from form_checks import numbers
+from form_checks import see
 from forms import FORMS
 from forms import Batches
 from helpers import compile_model
@@ -17,39 +19,10 @@ from helpers import make_data
 from helpers import make_model
 from helpers import recording_model
 
-from keras_crossreg.backend.tensorflow.stream import RegularizationStream
+from keras_crossreg.trainers.reg_stream import RegularizationStream
 
 # The sets here are of numbers from 0, told apart by their value.
 pytestmark = pytest.mark.filterwarnings("ignore:1 rho learn from")
-
-BATCH_FORMS = [
-    "dataset",
-    "dataset of unknown length",
-    "dataset of unknown shapes",
-    "endless dataset",
-    "endless PyDataset",
-    "generator",
-    "torch DataLoader",
-    "torch DataLoader of unknown length",
-]
-
-
-def numbers(rows):
-    """`(x, y)` whose examples are numbered."""
-    x = np.arange(float(rows), dtype="float32")[:, None]
-    return x, x
-
-
-def see(reg_data, steps, fits=1, **arguments):
-    """The examples of each rho step in runs of so many training steps."""
-    model, recorder = recording_model()
-    x = np.full((steps, 1), -1.0)
-    seen = []
-    for _ in range(fits):
-        recorder.sampled.clear()
-        model.fit(x, x, batch_size=1, reg_data=reg_data, verbose=0, **arguments)
-        seen += recorder.sampled[-steps * arguments.get("epochs", 1) :]
-    return seen
 
 
 def test_every_example_of_arrays_is_seen_once_in_each_pass():
@@ -83,12 +56,17 @@ def test_the_batch_size_is_an_eighth_of_the_training_batches_by_default():
         assert {len(s) for s in recorder.sampled[1:]} == {expected}
 
 
-@pytest.mark.parametrize("form", BATCH_FORMS)
+@pytest.mark.parametrize(
+    "form",
+    [
+        "endless PyDataset",
+        "generator",
+        "torch DataLoader",
+        "torch DataLoader of unknown length",
+    ],
+)
 def test_batches_come_in_their_order_again_and_again(form):
-    # Shorter than an epoch, and with a last partial batch.
-    seen = see(FORMS[form](numbers(10), 4), 5)
-    batches = [list(range(4)), list(range(4, 8)), [8, 9]]
-    assert seen == batches + batches[:2]
+    check_order_of_batches(FORMS[form])
 
 
 @pytest.mark.parametrize("form", ["PyDataset", "PyDataset with workers"])
@@ -102,26 +80,16 @@ def test_a_pydataset_is_shuffled_by_batches_in_each_pass(form):
 
 
 @pytest.mark.parametrize(
-    "form",
-    [
-        "arrays",
-        "dataset",
-        "dataset of unknown length",
-        "endless PyDataset",
-        "generator",
-        "torch DataLoader",
-    ],
+    "form", ["arrays", "endless PyDataset", "torch DataLoader"]
 )
 def test_a_second_fit_goes_on_in_the_set(form):
-    # Longer than an epoch: four batches, of which each `fit` takes two.
-    seen = see(FORMS[form](numbers(8), 2), 2, fits=3, reg_batch_size=2)
-    if form == "generator":
-        # What a `fit` reads ahead is lost, as Keras loses it for x.
-        assert len(set(map(tuple, seen))) > 2
-        return
-    assert sorted(sum(seen[:4], [])) == list(range(8))
-    if form != "arrays":
-        assert seen[4:] == seen[:2]
+    check_a_second_fit_goes_on(FORMS[form], in_order=form != "arrays")
+
+
+def test_a_second_fit_goes_on_in_a_generator():
+    seen = see(FORMS["generator"](numbers(8), 2), 2, fits=3)
+    # What a `fit` reads ahead is lost, as Keras loses it for x.
+    assert len(set(map(tuple, seen))) > 2
 
 
 def test_the_order_does_not_depend_on_that_of_training():
@@ -177,7 +145,7 @@ def test_reg_loss_is_of_a_set_with_a_partial_batch():
         np.full((3, 1), -1.0),
         np.zeros((3, 1)),
         batch_size=1,
-        reg_data=FORMS["dataset"](data, 4),
+        reg_data=FORMS["PyDataset"](data, 4),
         verbose=0,
     ).history
     expected = model.evaluate(*data, verbose=0)
@@ -203,27 +171,6 @@ def test_the_pass_over_a_pydataset_is_ended(workers):
     see(reg_data, 16)
     assert events == ["begin", "end"] * 2
     assert set(threading.enumerate()) <= before
-
-
-def test_a_dataset_is_read_once_an_epoch():
-    # To look at it before would move on the random state of its shuffling.
-    starts = []
-
-    def batches():
-        starts.append(1)
-        yield make_data()
-
-    signature = (
-        tf.TensorSpec((None, 3), "float32"),
-        tf.TensorSpec((None,), "int32"),
-    )
-    dataset = tf.data.Dataset.from_generator(
-        batches, output_signature=signature
-    )
-    dataset = dataset.apply(tf.data.experimental.assert_cardinality(1))
-    model = compile_model(make_model())
-    fit(model, x=dataset, y=None, batch_size=None, epochs=2)
-    assert len(starts) == 2
 
 
 def test_no_batch_of_a_generator_is_lost():
@@ -256,40 +203,22 @@ def test_a_single_example_is_enough():
     assert np.isfinite(model.get_rho()["noise/scale"])
 
 
-def test_the_data_of_a_stream_end_with_fit():
+@pytest.mark.parametrize("form", ["arrays", "PyDataset"])
+def test_a_stream_ends_with_fit(form, monkeypatch):
     # Not with the next garbage collection, which would wait for the threads
     # of every `fit` since the last.
-    stream = RegularizationStream(
-        make_data(), 8, tf.distribute.get_strategy(), position=0
-    )
-    next(stream)
-    reference = weakref.ref(stream)
+    close, closed = RegularizationStream.close, []
+
+    def noted(self):
+        closed.append(weakref.ref(self))
+        close(self)
+
+    monkeypatch.setattr(RegularizationStream, "close", noted)
+    model = compile_model(make_model())
+    reg_data = FORMS[form](make_data(12, seed=1), 4)
     gc.disable()
     try:
-        stream.close()
-        del stream
-        assert reference() is None
+        fit(model, reg_data=reg_data)
+        assert [stream() for stream in closed] == [None]
     finally:
         gc.enable()
-
-
-def test_a_fit_that_ends_waits_for_nothing():
-    # TensorFlow's tuner of pipelines sleeps for as long as it has run, and
-    # is waited for: from 0.6 s to 1.3 s, where there is one.
-    class Slow(keras.callbacks.Callback):
-        def on_train_batch_end(self, batch, logs=None):
-            time.sleep(0.25)
-
-        def on_train_end(self, logs=None):
-            self.end = time.perf_counter()
-
-    untuned = tf.data.Options()
-    untuned.autotune.enabled = False
-    batches = tf.data.Dataset.from_tensor_slices(make_data()).batch(8)
-    batches = batches.with_options(untuned)
-    waits = []
-    for _ in range(4):
-        model, slow = compile_model(make_model()), Slow()
-        fit(model, x=batches, y=None, batch_size=None, callbacks=[slow])
-        waits.append(time.perf_counter() - slow.end)
-    assert max(waits) < 0.2

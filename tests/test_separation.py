@@ -50,7 +50,7 @@ def test_nothing_but_rho_depends_on_what_reg_data_hold(subclassed):
         compile_model(
             model,
             rho_optimizer=keras.optimizers.SGD(0.0),
-            run_eagerly=False,
+            run_eagerly=subclassed,
         )
         history = fit(model, reg_data=reg_data, epochs=2).history
         assert statistics(model)

@@ -3,7 +3,11 @@
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
+from form_checks import check_equals_keras
+from form_checks import check_equals_keras_model
+from form_checks import without_rho
+from forms import Batches
+from forms import batches
 from helpers import assert_same
 from helpers import make_data
 from helpers import make_model
@@ -12,47 +16,16 @@ from helpers import values
 import keras_crossreg as kcr
 
 
-def numbers(build, data, compile_arguments=None, **fit_arguments):
-    """Everything that a run gives."""
-    model = build()
-    model.compile(
-        **{
-            "optimizer": "adam",
-            "loss": "sparse_categorical_crossentropy",
-            "metrics": ["accuracy"],
-            **(compile_arguments or {}),
-        }
-    )
-    x, y, shuffle = data()
-    history = model.fit(
-        x, y, epochs=2, verbose=0, shuffle=shuffle, **fit_arguments
-    )
-    test_x, test_y = make_data(10, seed=4)
-    return (
-        history.history,
-        model.evaluate(test_x, test_y, verbose=0),
-        values(model.weights),
-        [model.predict(test_x, verbose=0)],
-    )
-
-
-def functional(cls):
-    # Dropout and shuffling: the random state has to be the same as well.
-    return make_model(rho=False, cls=cls, dropout=0.5)
-
-
 def arrays():
     return *make_data(), True
 
 
-def shuffled_dataset():
-    dataset = tf.data.Dataset.from_tensor_slices(make_data())
-    return dataset.shuffle(24, seed=1).batch(5), None, False
+def pydataset():
+    return Batches(batches(make_data(), 5)), None, True
 
 
 def generator():
-    x, y = make_data()
-    return ((x[i : i + 8], y[i : i + 8]) for i in (0, 8, 16)), None, False
+    return (batch for batch in batches(make_data(), 8)), None, False
 
 
 CASES = {
@@ -62,18 +35,20 @@ CASES = {
             validation_split=0.25, class_weight={0: 1.0, 1: 3.0}, batch_size=8
         ),
     ),
-    "sample_weight, steps_per_execution": (
+    "compiled, sample_weight, steps_per_execution": (
         arrays,
         dict(
             compile_arguments=dict(
-                steps_per_execution=3, weighted_metrics=["accuracy"]
+                run_eagerly=False,
+                steps_per_execution=3,
+                weighted_metrics=["accuracy"],
             ),
             sample_weight=np.linspace(0, 2, 24),
             batch_size=5,
         ),
     ),
-    "dataset, validation_data": (
-        shuffled_dataset,
+    "PyDataset, validation_data": (
+        pydataset,
         dict(validation_data=make_data(10, seed=4)),
     ),
     "generator, steps_per_epoch": (
@@ -86,11 +61,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_equals_keras_model(case):
     data, arguments = CASES[case]
-    ours = numbers(lambda: functional(kcr.CrossRegModel), data, **arguments)
-    keras_own = numbers(lambda: functional(keras.Model), data, **arguments)
-    assert ours[:2] == keras_own[:2]
-    assert_same(ours[2], keras_own[2])
-    assert_same(ours[3], keras_own[3])
+    check_equals_keras_model(data, **arguments)
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
@@ -114,21 +85,25 @@ def test_subclassed_equals_keras_model(wrapped):
             return kcr.wrap(build(keras.Model))
         return build(kcr.CrossRegModel)
 
-    one = numbers(ours, arrays, batch_size=8, validation_split=0.25)
-    other = numbers(
-        lambda: build(keras.Model), arrays, batch_size=8, validation_split=0.25
+    check_equals_keras(
+        ours,
+        lambda: build(keras.Model),
+        arrays,
+        compile_arguments=dict(run_eagerly=wrapped),
+        batch_size=8,
+        validation_split=0.25,
     )
-    assert one[:2] == other[:2]
-    assert_same(one[2], other[2])
-    assert_same(one[3], other[3])
 
 
 def test_train_on_batch_equals_keras_model():
     results = []
     for cls in (kcr.CrossRegModel, keras.Model):
-        model = functional(cls)
+        model = without_rho(cls)
         model.compile(
-            "adam", "sparse_categorical_crossentropy", metrics=["accuracy"]
+            "adam",
+            "sparse_categorical_crossentropy",
+            metrics=["accuracy"],
+            run_eagerly=True,
         )
         x, y = make_data()
         logs = [model.train_on_batch(x, y, return_dict=True) for _ in range(2)]
@@ -139,7 +114,7 @@ def test_train_on_batch_equals_keras_model():
 
 def test_reg_data_without_rho_warn():
     model = make_model(rho=False)
-    model.compile("adam", "sparse_categorical_crossentropy")
+    model.compile("adam", "sparse_categorical_crossentropy", run_eagerly=True)
     x, y = make_data()
     with pytest.warns(UserWarning, match="has no rho"):
         history = model.fit(x, y, reg_data=(x, y), verbose=0)

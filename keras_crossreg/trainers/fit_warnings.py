@@ -40,13 +40,15 @@ _RISE, _ERRORS, _LEAST_EPOCHS = 0.25, 5.0, 15
 def _warn(message: str) -> None:
     """Warns at the line of the user's that called into the package."""
     frame, level = inspect.currentframe(), 0
-    while frame is not None and _is_ours(frame.f_globals.get("__name__", "")):
+    while frame is not None and _is_within(frame.f_globals["__name__"]):
         frame, level = frame.f_back, level + 1
     warnings.warn(message, stacklevel=level + 1)
 
 
-def _is_ours(module: str) -> bool:
-    return module.partition(".")[0] == "keras_crossreg"
+def _is_within(module: str) -> bool:
+    """Whether code of this module runs between the user's and a warning."""
+    # `contextlib` leaves what `fit` keeps.
+    return module.partition(".")[0] in ("keras_crossreg", "contextlib")
 
 
 def warn_of_no_rho() -> None:
