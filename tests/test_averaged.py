@@ -1,9 +1,5 @@
 """`averaged`: predictions of the noise averaged, in a plain Keras model."""
 
-import subprocess
-import sys
-import textwrap
-
 import keras
 import numpy as np
 import pytest
@@ -71,11 +67,15 @@ def several(**compile_arguments):
     return model, x
 
 
+def arrays(structure):
+    return keras.tree.map_structure(keras.ops.convert_to_numpy, structure)
+
+
 def assert_close(first, second):
     keras.tree.map_structure(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
-        keras.tree.map_structure(keras.ops.convert_to_numpy, first),
-        second,
+        arrays(first),
+        arrays(second),
     )
 
 
@@ -90,7 +90,7 @@ def test_it_predicts_as_the_model_does(kind, tmp_path):
     assert_close(averaged(X), expected)
     # Noise and K count: the test would notice a pass without.
     for other in (model(X, training=False), kcr.averaged(model, 4)(X)):
-        assert np.abs(other - expected).max() > 1e-3
+        assert np.abs(arrays(other) - expected).max() > 1e-3
     averaged.save(tmp_path / "averaged.keras")
     loaded = keras.models.load_model(tmp_path / "averaged.keras")
     assert_close(loaded(X), expected)
@@ -138,7 +138,7 @@ def test_several_inputs_and_outputs(tmp_path):
     loaded = keras.models.load_model(tmp_path / "averaged.keras", compile=False)
     assert_close(loaded(x), expected)
     # It makes a difference.
-    other = kcr.averaged(several(loss="mse")[0], 4)(x)
+    other = arrays(kcr.averaged(several(loss="mse")[0], 4)(x))
     for name in ("many", "one"):
         assert np.abs(other[name] - expected[name]).max() > 0.01
 
@@ -171,7 +171,7 @@ def test_averaging_of_ones_own(tmp_path):
 
 def test_without_noise_it_is_one_pass():
     model = make_model(rho=False)
-    assert_close(kcr.averaged(model, 4)(X), model(X).numpy())
+    assert_close(kcr.averaged(model, 4)(X), model(X))
 
 
 def test_mixed_precision():
@@ -186,7 +186,7 @@ def test_mixed_precision():
     finally:
         keras.config.set_dtype_policy(before)
     outputs = averaged(np.full((2, 3), 2049.0, "float32"))
-    assert outputs.dtype == "float16"
+    assert keras.backend.standardize_dtype(outputs.dtype) == "float16"
     assert_close(outputs, np.ones((2, 3)))
 
 
@@ -206,73 +206,3 @@ def test_errors():
         kcr.averaged(plain, 4)
     with pytest.raises(ValueError, match="fitted, called or loaded"):
         kcr.averaged(Configured(), 4)
-
-
-# Loads what was exported as somebody would who has never heard of Keras.
-SERVER = """
-    import sys
-    import numpy as np
-    import tensorflow as tf
-
-    folder = sys.argv[1]
-    given = np.load(folder + "/given.npz")
-    x, a, b = given["x"], given["a"], given["b"]
-    served = {
-        name: tf.saved_model.load(folder + "/" + name)
-        for name in ("plain", "several", "subclassed", "noise")
-    }
-    results = {
-        "first": served["plain"].serve(x),
-        "again": served["plain"].signatures["serving_default"](features=x)[
-            "output_0"
-        ],
-        "fewer": served["plain"].serve(x[:4]),
-        "subclassed": served["subclassed"].serve(x),
-        "noise": served["noise"].serve(np.zeros((20_000, 1), "float32")),
-        **served["several"].serve({"a": a, "b": b}),
-    }
-    assert not [m for m in sys.modules if m.startswith("keras_crossreg")]
-    np.savez(folder + "/results.npz", **results)
-"""
-
-
-def test_export_to_a_bare_tensorflow(tmp_path):
-    model = compile_model(make_model(), eval_num_samples=5)
-    fit(model)
-    # What the model exports by itself is what it predicts, too.
-    model.export(tmp_path / "plain", verbose=False)
-    subclassed = compile_model(built("subclassed"), eval_num_samples=3)
-    kcr.averaged(subclassed, 3).export(tmp_path / "subclassed", verbose=False)
-    many, x = several(loss=LOSSES, eval_num_samples=4)
-    kcr.averaged(many, 4).export(tmp_path / "several", verbose=False)
-    inputs = keras.Input((1,))
-    noise = kcr.layers.GaussianNoiseScale(0.7, seed=1)
-    noise = kcr.CrossRegModel(inputs, noise(inputs))
-    kcr.averaged(noise, 16).export(tmp_path / "noise", verbose=False)
-    np.savez(tmp_path / "given.npz", x=X, **x)
-    subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(SERVER), str(tmp_path)],
-        check=True,
-    )
-    results = np.load(tmp_path / "results.npz")
-    expected = model.predict(X, verbose=0)
-    assert_close(results["first"], expected)
-    assert_close(results["again"], expected)
-    assert_close(results["fewer"], model.predict(X[:4], verbose=0))
-    assert_close(results["subclassed"], subclassed.predict(X, verbose=0))
-    for name, value in many.predict(x, verbose=0).items():
-        assert_close(results[name], value)
-    # Linear in the noise: sigma / sqrt(K) is left of it. The mean square of
-    # 20,000 rows has a relative standard error of 1% and we allow 5; their
-    # mean has one of 0.175 / sqrt(20000) and we allow 5: each fails with
-    # probability 6e-7.
-    left = results["noise"]
-    assert (left**2).mean() * 16 == pytest.approx(0.49, rel=0.05)
-    assert abs(left.mean()) < 5 * 0.175 / np.sqrt(20_000)
-
-
-def test_export_without_noise_is_that_of_keras(tmp_path):
-    model = make_model(rho=False)
-    model.export(tmp_path / "plain", verbose=False)
-    layer = keras.layers.TFSMLayer(tmp_path / "plain", "serve")
-    assert_close(layer(X), model(X).numpy())

@@ -203,7 +203,7 @@ def test_curvature_that_is_not_positive():
         return -keras.ops.mean((y_true - y_pred) ** 2, axis=-1)
 
     # The curvature on the sphere of directions depends on where they start.
-    keras.utils.set_random_seed(0)
+    keras.utils.set_random_seed(3)
     inputs = keras.Input((3,))
     dense = keras.layers.Dense(1, use_bias=False)
     model = kcr.CrossRegModel(inputs, kcr.layers.NormMagnitude(dense)(inputs))

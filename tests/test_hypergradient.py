@@ -462,5 +462,6 @@ def test_where_direct_and_implicit_end(condition, seed):
             reg_batch_size=len(reg_x),
             verbose=0,
         )
-        w = layer.magnitude * layer.layer.kernel.numpy()[:, 0]
+        magnitude = keras.ops.convert_to_numpy(layer.magnitude)
+        w = magnitude * layer.layer.kernel.numpy()[:, 0]
         assert min(distance(w, end) for end in ends) < 0.02

@@ -1,9 +1,10 @@
 """Every way to run a step, in every precision, gives the same training."""
 
+import itertools
+
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 from helpers import make_data
 from helpers import values
 
@@ -24,23 +25,22 @@ TOLERANCES = {
     "mixed_bfloat16": 0.04,
 }
 
-# Executions of 3 and 2 steps: neither is a multiple of r = 2. What takes long
-# to compile runs with the slow tests, but for one of each.
-QUICK = {("jit", "float32", 1), ("graph", "float32", 3)}
+# Executions of 3 and 2 steps: neither is a multiple of r = 2. Every mode and
+# every precision is in one quick case at least, and float16 with its loss
+# scaling in two. That of eager steps in float32 is the reference itself.
+QUICK = {
+    ("graph", "float32", 1),
+    ("graph", "float32", 3),
+    ("graph", "mixed_float16", 1),
+    ("jit", "float32", 1),
+    ("eager", "float64", 1),
+    ("eager", "mixed_float16", 3),
+    ("eager", "mixed_bfloat16", 1),
+}
 GRID = [
-    pytest.param(
-        mode,
-        policy,
-        steps,
-        marks=()
-        if mode == "eager"
-        or (mode, steps) == ("graph", 1)
-        or (mode, policy, steps) in QUICK
-        else pytest.mark.slow,
-    )
-    for mode in MODES
-    for policy in TOLERANCES
-    for steps in (1, 3)
+    pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow)
+    for case in itertools.product(MODES, TOLERANCES, (1, 3))
+    if case[:2] != ("eager", "float32")
 ]
 
 
@@ -96,7 +96,7 @@ def train(policy="float32", steps_per_execution=1, sigma=0.0, **mode):
         shuffle=False,
         reg_data=make_data(20, seed=1),
         reg_batch_size=4,
-        validation_data=make_data(7, seed=2),
+        validation_data=make_data(5, seed=2),
         verbose=0,
     ).history
     return model, history
@@ -145,7 +145,7 @@ def test_the_grid(mode, policy, steps_per_execution):
         )
 
 
-@pytest.mark.parametrize("policy", TOLERANCES)
+@pytest.mark.parametrize("policy", [p for p in TOLERANCES if p != "float32"])
 def test_noise_in_every_precision(policy):
     model, history = train(policy, sigma=0.5, **MODES["eager"])
     assert all(np.isfinite(v).all() for v in history.values())
@@ -228,59 +228,3 @@ def test_an_overflow_leaves_out_one_step_of_one_optimizer(
     else:
         assert (theta_moved, rho_moved) == (True, False)
         assert scales == [start, start / 2]
-
-
-# Traces.
-
-
-class Counter(kcr.layers.RhoLayer):
-    """Notes every trace of a training step and of a rho step."""
-
-    def __init__(self, traces):
-        super().__init__()
-        self.traces = traces
-
-    def build(self, input_shape):
-        self.rho = self.add_rho("scale", start=0.1)
-
-    def call(self, inputs, training=False, sampling=None):
-        self.traces.append("rho" if sampling else "theta")
-        return inputs * self.rho_value(self.rho, sampling)
-
-
-@pytest.mark.parametrize(
-    ("mode", "steps_per_execution"), [("graph", 1), ("graph", 3), ("jit", 1)]
-)
-def test_one_trace_for_each_shape(mode, steps_per_execution):
-    traces = []
-    inputs = keras.Input((3,))
-    outputs = keras.layers.Dense(2)(Counter(traces)(inputs))
-    model = kcr.CrossRegModel(inputs, outputs)
-    model.compile(
-        "adam",
-        "mse",
-        num_samples=2,
-        reg_freq=2,
-        reg_warmup=0,
-        steps_per_execution=steps_per_execution,
-        **MODES[mode],
-    )
-    x, _ = make_data()
-    reg_x, _ = make_data(14, seed=1)
-    y, reg_y = np.zeros((24, 2)), np.zeros((14, 2))
-    # Both with a last partial batch: of 4, and of 2.
-    data, reg_data = (
-        tf.data.Dataset.from_tensor_slices(arrays).batch(size)
-        for arrays, size in (((x, y), 5), ((reg_x, reg_y), 4))
-    )
-    traces.clear()
-    fit = dict(reg_data=reg_data, shuffle=False, verbose=0)
-    model.fit(data, epochs=3, **fit)
-    assert int(model.rho_optimizer.iterations) == 7
-    first = sorted(traces)
-    # Two shapes each, and the check that a gradient reaches rho; an
-    # execution of several steps traces the step for each number of them.
-    assert first.count("rho") <= 3
-    assert first.count("theta") <= 2 * (1 if steps_per_execution == 1 else 3)
-    model.fit(data, epochs=30, **fit)
-    assert sorted(traces) == first

@@ -3,12 +3,13 @@
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 from helpers import Factor
 from helpers import Rows
 from helpers import compile_model
+from helpers import gradients
 from helpers import make_data
 from helpers import make_model
+from keras import ops
 
 import keras_crossreg as kcr
 from keras_crossreg import random
@@ -44,40 +45,32 @@ def rho_gradients(model, reg=REG, train=(X, Y)):
     return {v.path: before[v.path] - v.numpy() for v in rho}
 
 
-@pytest.mark.parametrize(
-    "mode",
-    [
-        dict(run_eagerly=True),
-        dict(run_eagerly=False, jit_compile=False),
-        dict(run_eagerly=False, jit_compile=True),
-    ],
-)
-def test_gradient_is_that_of_the_same_samples_in_one(mode):
-    """Six samples in passes of two, against one tape over all of them."""
+def loss_of_one_pass(model):
+    """The regularization loss of six samples that are made at once."""
+    x = np.concatenate([REG[0]] * 2)
+    with random.sampling_pass(2):
+        parts = [model(x, training=False, sampling=True) for _ in range(3)]
+    logits = [ops.reshape(part[0], (2, 12, 2)) for part in parts]
+    p = ops.mean(ops.softmax(ops.concatenate(logits)), axis=0)
+    picked = ops.take_along_axis(p, REG[1][:, None], axis=1)
+    return -ops.mean(ops.log(picked))
+
+
+def check_passes(gradients_of, **mode):
+    """Six samples in passes of two, against one gradient of all of them.
+
+    `gradients_of(loss, variables)` differentiates as the mode does, since
+    noise depends on whether XLA compiles it.
+    """
     model, rows = several(num_samples=6, samples_per_pass=2, **mode)
     twin, _ = several(num_samples=6)
     twin.set_weights(model.get_weights())
     # What the step of theta draws.
     twin(X, training=True)
     layers = [v for v in twin.layers if isinstance(v, kcr.layers.RhoLayer)]
-    rho = [layer.weights[-1] for layer in layers]
-
-    def gradient():
-        with tf.GradientTape() as tape:
-            tape.watch([v.value for v in rho])
-            x = np.concatenate([REG[0]] * 2)
-            with random.sampling_pass(2):
-                parts = [
-                    twin(x, training=False, sampling=True) for _ in range(3)
-                ]
-            logits = [tf.reshape(part[0], (2, 12, 2)) for part in parts]
-            p = tf.reduce_mean(tf.nn.softmax(tf.concat(logits, 0)), 0)
-            picked = tf.gather(p, REG[1], batch_dims=1)
-            loss = -tf.reduce_mean(tf.math.log(picked))
-        return tape.gradient(loss, [v.value for v in rho])
-
-    # Noise depends on whether it is compiled.
-    expected = tf.function(gradient, jit_compile=mode.get("jit_compile"))()
+    expected = gradients_of(
+        lambda: loss_of_one_pass(twin), [layer.weights[-1] for layer in layers]
+    )
     rows.clear()
     found = rho_gradients(model)
     # Nothing is larger than a pass, or than the training batch.
@@ -88,9 +81,18 @@ def test_gradient_is_that_of_the_same_samples_in_one(mode):
         assert np.abs(value).max() > 1e-4
 
 
+@pytest.mark.parametrize(
+    "mode",
+    [dict(run_eagerly=True), dict(run_eagerly=False, jit_compile=False)],
+    ids=["eager", "compiled"],
+)
+def test_gradient_is_that_of_the_same_samples_in_one(mode):
+    check_passes(gradients, **mode)
+
+
 def test_a_complexity_has_the_gradient_of_one_pass():
     """Without noise that differs between passes and calls."""
-    gradients = []
+    of_passes = []
     for samples_per_pass in (9, 4, 1):
         keras.utils.set_random_seed(0)
         inputs = keras.Input((3,))
@@ -105,18 +107,16 @@ def test_a_complexity_has_the_gradient_of_one_pass():
             samples_per_pass=samples_per_pass,
             hypergradient="one_step",
         )
-        gradients.append(list(rho_gradients(model).values()))
-    for found in gradients[1:]:
-        np.testing.assert_allclose(found, gradients[0], rtol=1e-4)
-    assert np.abs(gradients[0]).min() > 1e-3
+        of_passes.append(list(rho_gradients(model).values()))
+    for found in of_passes[1:]:
+        np.testing.assert_allclose(found, of_passes[0], rtol=1e-4)
+    assert np.abs(of_passes[0]).min() > 1e-3
 
 
 def test_a_fit_is_the_same_run_by_run():
     def fit():
-        model = compile_model(
-            make_model(), num_samples=5, samples_per_pass=2, run_eagerly=False
-        )
-        model.fit(X, Y, reg_data=REG, batch_size=8, epochs=2, verbose=0)
+        model = compile_model(make_model(), num_samples=5, samples_per_pass=2)
+        model.fit(X, Y, reg_data=REG, batch_size=8, verbose=0)
         return list(model.get_rho().values())
 
     first = fit()
@@ -129,7 +129,7 @@ def test_losses_of_calls_take_one_pass():
     noisy = rows(kcr.layers.GaussianNoiseScale(0.5, seed=1)(inputs))
     noisy = keras.layers.ActivityRegularization(l2=0.1)(noisy)
     outputs = keras.layers.Dense(3)(noisy)
-    gradients = []
+    of_passes = []
     for samples_per_pass in (8, 2):
         model = kcr.CrossRegModel(inputs, outputs)
         model.layers[1].seed_generator.state.assign([1, 0])
@@ -139,9 +139,9 @@ def test_losses_of_calls_take_one_pass():
         )
         rows.rows.clear()
         data = REG[0], REG[0]
-        gradients += rho_gradients(model, data, data).values()
+        of_passes += rho_gradients(model, data, data).values()
         assert max(rows.rows) == 8 * 12
-    assert gradients[0] == gradients[1] != 0
+    assert of_passes[0] == of_passes[1] != 0
 
 
 def test_it_is_saved(tmp_path):

@@ -16,7 +16,8 @@ from helpers import fit
     ("kind", "deaths"),
     [
         # While rho learn, and with rho frozen.
-        ("compiled", [(2, 1), (5, 2)]),
+        ("float32", [(2, 1), (5, 2)]),
+        pytest.param("compiled", [(2, 1), (5, 2)], marks=pytest.mark.slow),
         # At the switch, where averages are not to be put in place yet.
         pytest.param("averages", [(4, 0), (5, 2)], marks=pytest.mark.slow),
         # When loss scaling has left out steps, of theta and of rho.
@@ -35,5 +36,7 @@ def test_killed_and_resumed(kind, deaths, tmp_path):
 def test_a_model_that_has_not_seen_data_can_be_backed_up(tmp_path):
     # Keras asks that it is built before.
     backup = keras.callbacks.BackupAndRestore(str(tmp_path / "backup"))
-    fit(compile_model(Configured()), epochs=2, callbacks=[backup])
+    model = compile_model(Configured())
+    fit(model, epochs=2, callbacks=[backup])
+    assert int(model.optimizer.iterations) == 6
     assert not (tmp_path / "backup").exists()

@@ -7,24 +7,23 @@ import keras
 import numpy as np
 import pytest
 import runs
-import tensorflow as tf
 from helpers import Configured
 from helpers import assert_same
 from helpers import assert_same_state
 from helpers import compile_model
+from helpers import fit
 from helpers import make_data
 from helpers import make_model
+from helpers import random_states
 from helpers import values
 from runs import go_on
 
 import keras_crossreg as kcr
 
 
-def train(model, epochs=2):
-    """In one order always, and a regularization set of one batch."""
-    data = tf.data.Dataset.from_tensor_slices(make_data()).batch(8)
-    reg = tf.data.Dataset.from_tensor_slices(make_data(12, seed=1)).batch(12)
-    model.fit(data, reg_data=reg, epochs=epochs, shuffle=False, verbose=0)
+def train(model):
+    """Three steps, with a regularization set of one batch."""
+    fit(model, reg_batch_size=12)
     return model
 
 
@@ -58,6 +57,7 @@ def built(kind):
 @pytest.mark.parametrize("kind", ["functional", "subclassed", "wrapped"])
 def test_round_trip(kind, tmp_path):
     model = train(compiled(built(kind)))
+    assert int(model.rho_optimizer.iterations) == 1
     model.freeze_rho()
     path = tmp_path / "model.keras"
     model.save(path)
@@ -81,12 +81,7 @@ def test_round_trip(kind, tmp_path):
 
 @pytest.mark.parametrize(
     ("kind", "eagerly"),
-    [
-        ("functional", True),
-        ("functional", False),
-        ("subclassed", True),
-        ("wrapped", True),
-    ],
+    [("functional", False), ("subclassed", True), ("wrapped", True)],
 )
 def test_training_goes_on_as_if_nothing_had_been(kind, eagerly, tmp_path):
     # After 6 steps, a warm-up of 1 and a rho step in every second, the next
@@ -100,21 +95,22 @@ def test_training_goes_on_as_if_nothing_had_been(kind, eagerly, tmp_path):
 
 
 def test_all_that_is_saved_counts(tmp_path):
-    model = go_on(compiled(make_model()))
+    model = go_on(compiled(make_model()), epochs=1)
     model.save(tmp_path / "model.keras")
-    go_on(model)
+    go_on(model, epochs=1)
     # The noise, the phase, the batch that comes next.
     for disturb in (
-        lambda m: m._seed_states()[0].assign([7, 7]),
+        lambda m: random_states(m)[0].assign([7, 7]),
         lambda m: m.optimizer.iterations.assign_add(1),
         lambda m: m.rho_optimizer.iterations.assign_add(1),
     ):
         loaded = keras.models.load_model(tmp_path / "model.keras")
         disturb(loaded)
-        go_on(loaded)
+        go_on(loaded, epochs=1)
         assert (values(loaded.weights)[0] != values(model.weights)[0]).any()
 
 
+@pytest.mark.slow
 def test_training_goes_on_in_another_process(tmp_path):
     expected = {}
     for policy in ("float32", "mixed_float16"):
@@ -147,14 +143,14 @@ def test_weights(tmp_path):
 
 
 def test_weights_with_both_optimizers(tmp_path):
-    model = go_on(compiled(make_model()))
+    model = go_on(compiled(make_model()), epochs=1)
     model.save_weights(tmp_path / "model.weights.h5")
-    go_on(model)
+    go_on(model, epochs=1)
     other = compiled(make_model(seed=5))
     other.optimizer.build(other.theta_variables)
     other.rho_optimizer.build(other.rho_variables)
     other.load_weights(tmp_path / "model.weights.h5")
-    assert_same_state(runs.state(go_on(other)), runs.state(model))
+    assert_same_state(runs.state(go_on(other, epochs=1)), runs.state(model))
 
 
 def test_weights_to_and_from_keras_models(tmp_path):
@@ -190,6 +186,7 @@ def test_old_files_keep_loading():
     folder = pathlib.Path(__file__).parent / "data"
     expected = dict(np.load(folder / "0.1.0.npz"))
     model = keras.models.load_model(folder / "0.1.0.keras")
+    model.run_eagerly = True
     x = expected.pop("x")
     np.testing.assert_allclose(
         model(x), expected.pop("predictions"), rtol=1e-4, atol=1e-6
@@ -213,7 +210,6 @@ def test_old_files_keep_loading():
     ]
     assert model.predict_samples(x, verbose=0).shape == (5, 5, 2)
     # It trains on.
-    model.run_eagerly = True
     x = np.random.default_rng(0).normal(size=(118, 4, 4, 1))
     y = np.arange(118) % 2
     model.fit(x[:8], y[:8], reg_data=(x[8:], y[8:]), verbose=0)
@@ -241,7 +237,7 @@ def test_pickle(kind):
 
 def test_optimizers_keep_their_names(tmp_path):
     model = compile_model(make_model(), optimizer="adam", rho_optimizer="adam")
-    train(model, epochs=1)
+    train(model)
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     for name in ("optimizer", "rho_optimizer"):
@@ -302,4 +298,6 @@ def test_copies(kind):
     assert not copy.compiled
     assert clone.get_compile_config() == model.get_compile_config()
     clone.unfreeze_rho()
-    go_on(clone)
+    go_on(clone, epochs=1)
+    assert int(clone.rho_optimizer.iterations) == 1
+    assert int(model.optimizer.iterations) == 0

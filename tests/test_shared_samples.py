@@ -14,6 +14,10 @@ X, Y = make_data()
 REG = make_data(12, seed=1)
 K = 4
 
+EAGER = dict(run_eagerly=True)
+GRAPH = dict(run_eagerly=False, jit_compile=False)
+JIT = dict(run_eagerly=False, jit_compile=True)
+
 
 class Tiled(kcr.CrossRegModel):
     """With a `call` of its own, which gets the repeated batch."""
@@ -103,18 +107,27 @@ def test_predictions_are_those_of_a_repeated_batch(graph):
     assert np.abs(noisy[0] - noisy[1]).max() > 0.01
 
 
-@pytest.mark.parametrize("hypergradient", ["direct", "one_step"])
-@pytest.mark.parametrize("jit_compile", [False, True])
-def test_rho_steps_are_those_of_a_repeated_batch(hypergradient, jit_compile):
+@pytest.mark.parametrize(
+    ("hypergradient", "mode"),
+    [
+        ("direct", EAGER),
+        ("one_step", EAGER),
+        ("one_step", GRAPH),
+        pytest.param("direct", JIT, marks=pytest.mark.slow),
+        pytest.param("one_step", JIT, marks=pytest.mark.slow),
+    ],
+)
+def test_rho_steps_are_those_of_a_repeated_batch(hypergradient, mode):
     learned = []
-    for cls in (kcr.CrossRegModel, Tiled):
+    # Noise depends on whether XLA compiles it, and on no other mode.
+    modes = [mode, JIT if mode is JIT else EAGER]
+    for cls, how in zip((kcr.CrossRegModel, Tiled), modes, strict=True):
         model, _ = build(skip, cls)
         compile_model(
             model,
             loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
             hypergradient=hypergradient,
-            run_eagerly=False,
-            jit_compile=jit_compile,
+            **how,
         )
         model.fit(X, Y, reg_data=REG, batch_size=8, shuffle=False, verbose=0)
         learned.append([*model.get_rho().values(), *model.get_weights()])
@@ -165,19 +178,10 @@ def test_inputs_of_all_kinds_are_repeated_where_noise_takes_them():
     first, second = keras.Input((3,), name="a"), keras.Input((2,), name="b")
     x = keras.layers.Concatenate()([dense()(noise()(first)), second])
     model = kcr.CrossRegModel({"a": first, "b": second}, dense(1)(x))
-    model.compile(loss="mse", eval_num_samples=K)
+    model.compile(loss="mse", eval_num_samples=K, run_eagerly=True)
     data = {"a": X, "b": X[:, :2]}
     samples = model.predict_samples(data, verbose=0)
     assert samples.shape == (K, len(X), 1)
     np.testing.assert_allclose(
         samples.mean(0), model.predict(data, verbose=0), rtol=1e-4, atol=1e-6
-    )
-
-
-def test_it_is_exported_so(tmp_path):
-    model, _ = build(skip)
-    model.export(tmp_path / "exported", verbose=False)
-    served = keras.layers.TFSMLayer(tmp_path / "exported", "serve")
-    np.testing.assert_allclose(
-        served(X), model.predict(X, verbose=0), rtol=1e-4, atol=1e-6
     )
