@@ -132,9 +132,7 @@ def gradients(function, variables):
     found = primitives.gradient(
         lambda: keras.ops.sum(function()), list(variables)
     )
-    return [
-        None if g is None else keras.ops.convert_to_numpy(g) for g in found
-    ]
+    return [None if g is None else keras.ops.convert_to_numpy(g) for g in found]
 
 
 def random_states(model):

@@ -40,7 +40,7 @@ _RISE, _ERRORS, _LEAST_EPOCHS = 0.25, 5.0, 15
 def _warn(message: str) -> None:
     """Warns at the line of the user's that called into the package."""
     frame, level = inspect.currentframe(), 0
-    while frame is not None and _is_within(frame.f_globals["__name__"]):
+    while frame is not None and _is_within(frame.f_globals.get("__name__", "")):
         frame, level = frame.f_back, level + 1
     warnings.warn(message, stacklevel=level + 1)
 
