@@ -108,7 +108,9 @@ def plain_events(steps_per_execution):
 # ---- Events and logs ---------------------------------------------------------
 
 
-@pytest.mark.parametrize("steps_per_execution", [1, 2])
+@pytest.mark.parametrize(
+    "steps_per_execution", [1, pytest.param(2, marks=pytest.mark.slow)]
+)
 def test_events_and_batch_logs(steps_per_execution):
     plain = plain_events(steps_per_execution)
     settings = dict(
@@ -372,7 +374,10 @@ def averaging_run(*callbacks, epochs, merge_epochs):
     return model, history.history
 
 
-@pytest.mark.parametrize(("epochs", "merge_epochs"), [(2, 0), (3, 2)])
+@pytest.mark.parametrize(
+    ("epochs", "merge_epochs"),
+    [pytest.param(2, 0, marks=pytest.mark.slow), (3, 2)],
+)
 def test_swap_ema_weights(epochs, merge_epochs):
     run = dict(epochs=epochs, merge_epochs=merge_epochs)
     plain = averaging_run(**run)

@@ -72,8 +72,15 @@ EXCLUDED = {
     ),
 }
 
-# Of the trainer tests: the ends of grids of eager, compiled and XLA.
-SLOW = re.compile(r"test_steps_per_.*(_eager|_jit|_unrolled)")
+# Of the trainer tests these are slow: grids of eager, compiled and XLA, whose
+# middle is quick enough, and data of every adapter.
+SLOW = re.compile(
+    r"test_steps_per_.*(_eager|_jit|_unrolled)"
+    r"|test_fit_with_val_split.*(_eager|_jit|steps)"
+    r"|test_fit_with_data_adapter|test_on_batch_methods_(jit|eager)"
+    r"|test_(recompile|loss_weights|for_eval_epoch_iterator)$"
+    r"|test_fit_with_custom_train_step|test_(evaluate|predict).*_jit"
+)
 
 
 def mark(module, case):

@@ -29,9 +29,7 @@ TOLERANCES = {
 # every precision is in one quick case at least, and float16 with its loss
 # scaling in two. That of eager steps in float32 is the reference itself.
 QUICK = {
-    ("graph", "float32", 1),
     ("graph", "float32", 3),
-    ("graph", "mixed_float16", 1),
     ("jit", "float32", 1),
     ("eager", "float64", 1),
     ("eager", "mixed_float16", 3),

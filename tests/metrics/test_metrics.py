@@ -513,7 +513,9 @@ def test_in_compiled_training(jit_compile):
     assert history["val_weighted"][0] == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize(
+    "jit_compile", [False, pytest.param(True, marks=pytest.mark.slow)]
+)
 def test_compiled_code_says_so_with_nan(jit_compile):
     x, y = make_data()
     inputs = keras.Input((3,))

@@ -166,6 +166,7 @@ def part(kept, prefix):
     return {n: a for n, a in kept.items() if n.startswith(prefix)}
 
 
+@pytest.mark.slow
 def test_two_workers_train_as_one_device(two_workers):
     _, kept = two_workers
     model, history = train(
@@ -184,6 +185,7 @@ def test_two_workers_train_as_one_device(two_workers):
             )
 
 
+@pytest.mark.slow
 def test_two_workers_stay_equal(two_workers):
     _, (first, second) = two_workers
     for prefix in ("log", "weight"):
@@ -192,6 +194,7 @@ def test_two_workers_stay_equal(two_workers):
         assert_same([*ours.values()], [*theirs.values()])
 
 
+@pytest.mark.slow
 def test_what_the_chief_saved(two_workers):
     folder, (first, _) = two_workers
     model = keras.saving.load_model(folder / "model.keras")
@@ -199,11 +202,13 @@ def test_what_the_chief_saved(two_workers):
     assert int(model.rho_optimizer.iterations) == 4
 
 
+@pytest.mark.slow
 def test_every_worker_draws_noise_of_its_own(two_workers):
     _, (first, second) = two_workers
     assert (first["noise"] != second["noise"]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["arrays", "dataset"])
 def test_every_worker_sees_its_part_of_the_regularization_set(
     two_workers, form
@@ -217,6 +222,7 @@ def test_every_worker_sees_its_part_of_the_regularization_set(
         np.testing.assert_array_equal(rows, np.arange(12).reshape(3, 4))
 
 
+@pytest.mark.slow
 def test_both_workers_refuse_too_small_a_batch(two_workers):
     for worker in two_workers[1]:
         assert "a batch of 1 examples" in str(worker["error"])
