@@ -12,6 +12,7 @@ from keras_crossreg.callbacks.rho_history import RhoHistory
 from keras_crossreg.cross_reg_model import CrossRegModel
 from keras_crossreg.rho import assign_rho
 from keras_crossreg.rho import read_rho
+from keras_crossreg.rho import rho_by_key
 from keras_crossreg.rho import stored_value
 
 
@@ -90,7 +91,7 @@ def refit(
         assign_rho(new, read_rho(old))
     final.freeze_rho()
     if schedule is not None:
-        replay = _Replay(schedule, [v.path for v in learned])
+        replay = _Replay(schedule, list(rho_by_key(model)))
         callbacks = fit_arguments.get("callbacks")
         if isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks.append(replay)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
 import re
@@ -130,6 +131,46 @@ def rho_variables_of(model: Any) -> list[keras.Variable]:
         found: list[keras.Variable] = model.rho_variables
         return found
     return [v for v in model.weights if is_rho(v)]
+
+
+def rho_by_key(model: Any) -> dict[str, keras.Variable]:
+    """Every rho of a model, in order, each by a key of its own.
+
+    The key is the path of the variable. Where several rho have one path, as
+    layers of one name in two nested models have, the names of those models
+    come first; and where that does not tell them apart, a number comes last,
+    as in the names that Keras makes: `noise/scale`, `noise/scale_1`. Keys stay
+    the same when the model is saved and loaded, cloned or refitted.
+    """
+    rho = rho_variables_of(model)
+    counts = collections.Counter(v.path for v in rho)
+    within = _names_of_models_around(model)
+    found: dict[str, keras.Variable] = {}
+    for variable in rho:
+        key = variable.path
+        if counts[key] > 1:
+            key = "/".join([*within.get(id(variable), ()), key])
+        unique, number = key, 0
+        while unique in found:
+            number += 1
+            unique = f"{key}_{number}"
+        found[unique] = variable
+    return found
+
+
+def _names_of_models_around(model: Any) -> dict[int, tuple[str, ...]]:
+    """Of each variable, by its `id`, the nested models that it is in."""
+    found: dict[int, tuple[str, ...]] = {}
+    stack: list[tuple[Any, tuple[str, ...]]] = [(model, ())]
+    while stack:
+        outer, names = stack.pop()
+        for layer in outer.layers:
+            if isinstance(layer, keras.Model):
+                inner = (*names, layer.name)
+                # A deeper model comes later, and has the last word.
+                found.update((id(v), inner) for v in layer.weights)
+                stack.append((layer, inner))
+    return found
 
 
 def rho_info(variable: keras.Variable) -> RhoInfo:

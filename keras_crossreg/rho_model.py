@@ -16,6 +16,7 @@ from keras_crossreg.rho import check_patterns
 from keras_crossreg.rho import human_value
 from keras_crossreg.rho import is_rho
 from keras_crossreg.rho import mark_by_path
+from keras_crossreg.rho import rho_by_key
 from keras_crossreg.rho import stored_value
 from keras_crossreg.rho import unmark_rho
 from keras_crossreg.rho_summary import print_rho_summary
@@ -121,9 +122,11 @@ class RhoModel(SampledModel):
 
         Returns:
             A dict from the path of each rho to a float, or to a NumPy array
-            where the rho has a shape.
+            where the rho has a shape. Where several rho have one path, as in
+            two nested models whose layers have the same names, the names of
+            those models come first, or a number comes last.
         """
-        return {v.path: human_value(v) for v in self.rho_variables}
+        return {key: human_value(v) for key, v in rho_by_key(self).items()}
 
     def set_rho(self, values: dict[str, Any]) -> None:
         """Sets rho from human units.
@@ -136,7 +139,7 @@ class RhoModel(SampledModel):
             ValueError: If a path is unknown, or a value is not finite,
                 negative, or of a shape that does not fit.
         """
-        rho = {v.path: v for v in self.rho_variables}
+        rho = rho_by_key(self)
         for path in values:
             if path not in rho:
                 raise ValueError(

@@ -9,8 +9,8 @@ import numpy as np
 
 from keras_crossreg._keras import count_steps
 from keras_crossreg.rho import human_value
+from keras_crossreg.rho import rho_by_key
 from keras_crossreg.rho import rho_info
-from keras_crossreg.rho import rho_variables_of
 
 
 class RhoHistory(keras.callbacks.Callback):
@@ -78,18 +78,16 @@ class RhoHistory(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         values = self._values()
-        for variable in self._rho():
-            self.meanings[variable.path] = rho_info(variable).meaning
+        for key, variable in rho_by_key(self.model).items():
+            self.meanings[key] = rho_info(variable).meaning
         step = count_steps(self.model.optimizer)
         self._records.append((epoch, step, values))
         if logs is not None:
             logs.update(_as_logs(values))
 
     def _values(self) -> dict[str, Any]:
-        return {v.path: human_value(v) for v in self._rho()}
-
-    def _rho(self) -> list[keras.Variable]:
-        return rho_variables_of(self.model)
+        rho = rho_by_key(self.model)
+        return {key: human_value(v) for key, v in rho.items()}
 
 
 def _as_logs(values: dict[str, Any]) -> dict[str, float]:

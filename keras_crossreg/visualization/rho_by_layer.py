@@ -9,8 +9,8 @@ import keras
 import numpy as np
 
 from keras_crossreg.rho import human_value
+from keras_crossreg.rho import rho_by_key
 from keras_crossreg.rho import rho_info
-from keras_crossreg.rho import rho_variables_of
 from keras_crossreg.visualization import figure
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def plot_rho_by_layer(
 
     >>> ax = kcr.visualization.plot_rho_by_layer(model, "noise")
     """
-    rho = {v.path: v for v in rho_variables_of(model)}
+    rho = rho_by_key(model)
     meanings = {path: rho_info(v).meaning for path, v in rho.items()}
     names, meaning = figure.choose(meanings, select)
     values = [np.ravel(human_value(rho[path])) for path in names]
