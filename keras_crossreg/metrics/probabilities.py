@@ -27,6 +27,7 @@ def standardize(
             second of two classes.
         sample_weight: `None`, or an array that broadcasts to `(...)` from the
             left. A Keras mask of `y_pred` is taken as weights of 0 and 1.
+            Labels and predictions of weight 0 may be anything.
         from_logits: Boolean, whether `y_pred` are logits.
         name: String, whom an error shall speak of.
 
@@ -73,6 +74,15 @@ def standardize(
         y = ops.one_hot(ops.cast(y[:, 0], "int32"), size, dtype=dtype)
     else:
         y = ops.cast(y, dtype)
+
+    if weight is not None:
+        # What has no weight is not looked at: padding, or a class to ignore,
+        # whose labels and predictions may be anything.
+        counts = ops.expand_dims(weight != 0, -1)
+        classes = y.shape[-1]
+        y = ops.where(counts, y, ops.one_hot(0, classes, dtype=dtype))
+        anything = 0.0 if from_logits else 1.0 / classes
+        scores = ops.where(counts, scores, ops.full_like(scores, anything))
 
     # A label that is out of range has no 1 in its row.
     valid = _are_probabilities(y)
