@@ -186,6 +186,14 @@ class CrossRegModel(Trainer):
                 f"Received: hypergradient={hypergradient} under a strategy of "
                 f"{self._num_replicas} replicas"
             )
+        is_object = isinstance(optimizer, keras.optimizers.Optimizer)
+        if is_object and rho_optimizer is optimizer:
+            raise ValueError(
+                "Theta and rho each need an optimizer of their own: pass two "
+                "objects, or a name for one of them. Received: "
+                f"optimizer={optimizer}, rho_optimizer={rho_optimizer}, which "
+                "are one object"
+            )
         keras_arguments = dict(
             loss=loss,
             loss_weights=loss_weights,
@@ -206,7 +214,7 @@ class CrossRegModel(Trainer):
         self._unmark_rho()
         self._options = options
         self._checked = CheckedBatch()
-        self._kept.functions.clear()
+        self._samplers.by_number.clear()
         scaled = keras.optimizers.LossScaleOptimizer
         if (
             auto_scale_loss

@@ -77,16 +77,13 @@ def sampled_calls(
 
 
 @dataclasses.dataclass
-class _KeptSamples:
-    """What `predict_samples` keeps.
+class _Samplers:
+    """What `predict_samples` predicts with, by the number of samples.
 
     A plain object: Keras would track a dict.
     """
 
-    #: How many samples `predict` returns; 0 for their average.
-    num_samples: int = 0
-    #: Keras's predict function, compiled for each number.
-    functions: dict[int, Any] = dataclasses.field(default_factory=dict)
+    by_number: dict[int, Any] = dataclasses.field(default_factory=dict)
 
 
 class SampledModel(keras.Model):
@@ -96,14 +93,18 @@ class SampledModel(keras.Model):
     everything else in inference mode.
     """
 
-    #: Keras's, compiled.
-    predict_function: Any
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # A step of the user's own calls the model too, and predicts then.
+        for name in ("test_step", "predict_step"):
+            if name in vars(cls):
+                setattr(cls, name, _predicting(vars(cls)[name]))
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         receive_sampling(self)
         self._options = CompileOptions()
-        self._kept = _KeptSamples()
+        self._samplers = _Samplers()
 
     @property
     def compile_options(self) -> CompileOptions:
@@ -114,8 +115,10 @@ class SampledModel(keras.Model):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         call = _CALLS.sampled
-        if call is None or call.model is not self:
+        is_asked = call is not None and call.model is self
+        if not is_asked or kwargs.get("training"):
             return super().__call__(*args, **kwargs)
+        assert call is not None
         _CALLS.sampled = None
         try:
             samples = self._repeatable_samples(args[0], call.num_samples)
@@ -201,9 +204,10 @@ class SampledModel(keras.Model):
     @contextlib.contextmanager
     def _predictions(self) -> Iterator[None]:
         """Calls of the model within are predictions."""
-        if self._kept.num_samples:
-            with sampled_calls(self, self._kept.num_samples, _examples_first):
-                yield
+        call = _CALLS.sampled
+        if call is not None and call.model is self:
+            # `predict_samples` asks for the samples themselves.
+            yield
         elif self._stochastic:
             num_samples = self._options.eval_num_samples
             assert num_samples is not None
@@ -254,16 +258,56 @@ class SampledModel(keras.Model):
         if num_samples is None:
             num_samples = self._options.eval_num_samples
         num_samples = check_integer("num_samples", num_samples, 1)
-        kept, averaged = self._kept, self.predict_function
-        self.predict_function = kept.functions.get(num_samples)
-        kept.num_samples = num_samples
-        try:
-            samples = self.predict(x, batch_size, verbose, steps)
-            kept.functions[num_samples] = self.predict_function
-        finally:
-            kept.num_samples = 0
-            self.predict_function = averaged
+        samplers = self._samplers.by_number
+        if num_samples not in samplers:
+            samplers[num_samples] = self._make_sampler(num_samples)
+        samples = samplers[num_samples].predict(x, batch_size, verbose, steps)
         return tree.map_structure(lambda y: y.swapaxes(0, 1), samples)
+
+    def _make_sampler(self, num_samples: int) -> _Sampler:
+        with self._creation_scope():
+            sampler = _Sampler(self, num_samples)
+        sampler.compile(
+            run_eagerly=self.run_eagerly,
+            steps_per_execution=self.steps_per_execution,
+            jit_compile=self.jit_compile,
+        )
+        return sampler
+
+    def _creation_scope(self) -> contextlib.AbstractContextManager[Any]:
+        """Where variables and models are created; of a backend."""
+        return contextlib.nullcontext()
+
+
+class _Sampler(keras.Model):
+    """Predicts the samples that another model averages.
+
+    A model of its own, with a predict function of its own: what one thread
+    predicts does not change what the other model predicts in another.
+    """
+
+    def __init__(self, model: SampledModel, num_samples: int) -> None:
+        super().__init__()
+        # Keras would count its weights, and their losses, twice.
+        self._of = lambda: model
+        self.num_samples = num_samples
+        self.built = True
+
+    def predict_step(self, *args: Any) -> Any:
+        model = self._of()
+        with sampled_calls(model, self.num_samples, _examples_first):
+            return model.predict_step(*args)
+
+
+def _predicting(step: Any) -> Any:
+    """A test step or a predict step, whose calls of the model are averaged."""
+
+    @functools.wraps(step)
+    def predicting_step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with self._predictions():
+            return step(self, *args, **kwargs)
+
+    return predicting_step
 
 
 def _examples_first(samples: Any) -> Any:

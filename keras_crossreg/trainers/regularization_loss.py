@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -167,10 +166,6 @@ class RegularizationLoss(RhoModel):
         """
         raise NotImplementedError
 
-    def _creation_scope(self) -> contextlib.AbstractContextManager[Any]:
-        """Where variables are created; of a backend."""
-        return contextlib.nullcontext()
-
     def _check_rho_step(self, rho: list[keras.Variable], batch: Any) -> None:
         """Raises a ValueError where a rho step on the batch would fail."""
         y_pred = None
@@ -199,9 +194,10 @@ class RegularizationLoss(RhoModel):
                     self._checked.like, batch, sizes=True
                 )
             raise ValueError(
-                "The regularization pass failed: `reg_data` must hold inputs "
-                "and targets that fit the model and its loss. The error was: "
-                f"{error}\nReceived: reg_data={reg_data.describe(batch)}"
+                f"{error}\nThis came up in the regularization pass: "
+                "`reg_data` must hold inputs and targets that fit the model "
+                "and its loss. "
+                f"Received: reg_data={reg_data.describe(batch)}"
             ) from error
         lost = [
             v.path
