@@ -6,6 +6,7 @@ import keras
 
 from keras_crossreg._keras import graph_structure
 from keras_crossreg.cross_reg_model import CrossRegModel
+from keras_crossreg.own_steps import check_no_own_steps
 from keras_crossreg.rewriting.graph import is_graph
 from keras_crossreg.rewriting.graph import plain_graph
 from keras_crossreg.rewriting.layer_choice import After
@@ -76,8 +77,9 @@ def add_noise(
 
     Raises:
         ValueError: If `model` is not a functional or a built sequential model,
-            if one of its layers cannot be copied, if there is no place for
-            noise, or if `after` matches no layer or all of them.
+            if its class has steps or a loss of its own, if one of its layers
+            cannot be copied, if there is no place for noise, or if `after`
+            matches no layer or all of them.
 
     Example:
 
@@ -104,6 +106,7 @@ def add_noise(
             "normalization yourself, and `keras_crossreg.wrap(model)`. "
             f"Received: model={model} of type {type(model).__name__}"
         )
+    check_no_own_steps(model, "add_noise")
     graph = plain_graph(model)
     insertion = NoiseInsertion(
         graph,

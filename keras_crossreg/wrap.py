@@ -9,6 +9,7 @@ import keras
 from keras_crossreg._keras import Functional
 from keras_crossreg._keras import graph_structure
 from keras_crossreg.cross_reg_model import CrossRegModel
+from keras_crossreg.own_steps import check_no_own_steps
 
 
 def wrap(model: keras.Model) -> CrossRegModel:
@@ -26,7 +27,8 @@ def wrap(model: keras.Model) -> CrossRegModel:
         A `CrossRegModel`, to be compiled.
 
     Raises:
-        ValueError: If `model` is not a `keras.Model`.
+        ValueError: If `model` is not a `keras.Model`, or its class has steps
+            or a loss of its own (`train_step`, `compute_loss`, ...).
 
     Example:
 
@@ -46,6 +48,7 @@ def wrap(model: keras.Model) -> CrossRegModel:
         )
     if isinstance(model, CrossRegModel):
         return model
+    check_no_own_steps(model, "wrap")
     if type(model) is Functional:
         inputs, outputs = graph_structure(model)
         return CrossRegModel(inputs, outputs, name=model.name)

@@ -1,0 +1,107 @@
+"""Models whose class trains, tests or predicts in a way of its own."""
+
+import keras
+import numpy as np
+import pytest
+from helpers import compile_model
+from helpers import fit
+from helpers import make_data
+from helpers import make_model
+
+import keras_crossreg as kcr
+
+
+class OwnTest(kcr.CrossRegModel):
+    """Measures the loss itself, as Keras's guide does."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.own_loss = keras.metrics.Mean(name="loss")
+
+    def test_step(self, data):
+        x, y = data
+        y_pred = self(x, training=False)
+        self.own_loss.update_state(self.compute_loss(y=y, y_pred=y_pred))
+        return {"loss": self.own_loss.result()}
+
+
+def test_a_test_step_of_ones_own_sees_averaged_predictions():
+    x, y = make_data()
+    arguments = dict(batch_size=24, verbose=0, return_dict=True)
+    losses = []
+    for cls in (OwnTest, kcr.CrossRegModel):
+        model = compile_model(make_model(cls=cls))
+        losses.append(model.evaluate(x, y, **arguments)["loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    # Without noise it is another number.
+    model.set_rho({"noise/scale": 0.0})
+    noiseless = model.evaluate(x, y, **arguments)["loss"]
+    assert noiseless != pytest.approx(losses[0], rel=1e-3)
+
+
+def test_validation_by_a_test_step_of_ones_own():
+    logs = [
+        fit(
+            compile_model(make_model(cls=cls)),
+            validation_data=make_data(8, seed=2),
+            validation_batch_size=8,
+        ).history["val_loss"]
+        for cls in (OwnTest, kcr.CrossRegModel)
+    ]
+    np.testing.assert_allclose(*logs, rtol=1e-6)
+
+
+def test_a_call_in_training_mode_stays_one():
+    # Monte Carlo dropout by hand, in a test step of one's own.
+    class ByHand(kcr.CrossRegModel):
+        def predict_step(self, data):
+            x, *_ = keras.utils.unpack_x_y_sample_weight(data)
+            return self(x, training=True)
+
+    x, _ = make_data()
+    model = make_model(cls=ByHand)
+    # Each is of noise of its own; averages repeat.
+    first, second = (model.predict(x, verbose=0) for _ in range(2))
+    assert not np.array_equal(first, second)
+
+
+class Own(keras.Model):
+    def train_step(self, data):
+        return {"loss": 0.0}
+
+    def compute_loss(self, **kwargs):
+        return 0.0
+
+
+class OwnWithCall(keras.Model):
+    def call(self, inputs):
+        return inputs
+
+    def train_step(self, data):
+        return {"loss": 0.0}
+
+
+@pytest.mark.parametrize("function", [kcr.wrap, kcr.add_noise])
+def test_steps_that_would_be_left_out_are_refused(function):
+    inputs = keras.Input((3,))
+    x = keras.layers.Dense(2, activation="relu")(inputs)
+    model = Own(inputs, keras.layers.Dense(2)(x))
+    message = (
+        f"`{function.__name__}` trains .* does in `train_step`, "
+        "`compute_loss`. Derive `Own` .*Received: model="
+    )
+    with pytest.raises(ValueError, match=message):
+        function(model)
+
+
+def test_a_wrapped_class_with_a_call_of_its_own_too():
+    with pytest.raises(ValueError, match="Derive `OwnWithCall` from"):
+        kcr.wrap(OwnWithCall())
+
+
+def test_models_without_steps_of_their_own_are_wrapped():
+    class Plain(keras.Model):
+        def call(self, inputs):
+            return inputs
+
+    assert isinstance(kcr.wrap(Plain()), kcr.CrossRegModel)
