@@ -36,7 +36,8 @@ class GaussianNoiseScale(RhoLayer):
             channels come first). `None` for one sigma. Defaults to `None`.
         relative: Boolean. If `True`, sigma is in units of the standard
             deviation of each example's own input, over all its elements, with
-            its gradient stopped. Defaults to `False`, units of the input.
+            its gradient stopped. Elements that a mask hides do not count.
+            Defaults to `False`, units of the input.
         seed: Integer, optional random seed.
         **kwargs: Base layer keyword arguments, such as `name` and `dtype`.
 
@@ -45,6 +46,7 @@ class GaussianNoiseScale(RhoLayer):
         training: Boolean. If `True`, adds one sample of the noise.
         sampling: Boolean, set by `CrossRegModel`. If `True`, adds one sample
             of the noise, and lets the gradient of sigma through.
+        mask: Boolean tensor `(batch, ...)`, of what `relative=True` measures.
 
     Output shape:
         Same as the input shape.
@@ -106,13 +108,17 @@ class GaussianNoiseScale(RhoLayer):
         return human_value(self.rho)
 
     def call(
-        self, inputs: Any, training: bool = False, sampling: bool | None = None
+        self,
+        inputs: Any,
+        training: bool = False,
+        sampling: bool | None = None,
+        mask: Any = None,
     ) -> Any:
         # Integers, such as the pixels of images, get noise too.
         inputs = ops.cast(inputs, self.compute_dtype)
         if not (training or sampling):
             return inputs
-        sigma = self.rho_value(self.rho, sampling) * self._unit(inputs)
+        sigma = self.rho_value(self.rho, sampling) * self._unit(inputs, mask)
         # The gradient of sigma is a sum over all elements, which is too long
         # for sixteen bits.
         dtype = keras.backend.result_type(inputs.dtype, "float32")
@@ -126,14 +132,28 @@ class GaussianNoiseScale(RhoLayer):
             )
         return inputs + ops.cast(ops.cast(sigma, dtype) * eps, inputs.dtype)
 
-    def _unit(self, inputs: Any) -> Any:
+    def _unit(self, inputs: Any, mask: Any) -> Any:
         """What a sigma of 1 is, in units of the inputs."""
         if not self.relative:
             return 1.0
         axes = tuple(range(1, len(inputs.shape)))
         # The squares of large inputs are beyond sixteen bits.
         wide = ops.cast(inputs, "float32")
-        return ops.stop_gradient(ops.std(wide, axis=axes, keepdims=True))
+        if mask is None:
+            return ops.stop_gradient(ops.std(wide, axis=axes, keepdims=True))
+        # Padding is no part of the example.
+        counts = ops.cast(mask, "float32")
+        while len(counts.shape) < len(wide.shape):
+            counts = ops.expand_dims(counts, -1)
+        counts = ops.broadcast_to(counts, ops.shape(wide))
+
+        def mean(values: Any) -> Any:
+            total = ops.sum(counts * values, axis=axes, keepdims=True)
+            size = ops.sum(counts, axis=axes, keepdims=True)
+            return ops.divide_no_nan(total, size)
+
+        variance = mean(ops.square(wide - mean(wide)))
+        return ops.stop_gradient(ops.sqrt(variance))
 
     def get_config(self) -> dict[str, Any]:
         config: dict[str, Any] = super().get_config()

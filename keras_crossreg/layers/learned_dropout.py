@@ -146,6 +146,8 @@ class LearnedDropout(RhoLayer):
     def call(
         self, inputs: Any, training: bool = False, sampling: bool | None = None
     ) -> Any:
+        # Integers, such as the pixels of images, are dropped too.
+        inputs = ops.cast(inputs, self.compute_dtype)
         if not (training or sampling):
             return inputs
         rho = ops.convert_to_tensor(self.rho)

@@ -39,7 +39,7 @@ class NormalizedNoiseScale(GaussianNoiseScale):
     def _meaning(self) -> str:
         return "noise sigma before gamma"
 
-    def _unit(self, inputs: Any) -> Any:
+    def _unit(self, inputs: Any, mask: Any) -> Any:
         rank = len(inputs.shape)
         axes = {axis % rank for axis in self._gain_axes}
         shape = [inputs.shape[a] if a in axes else 1 for a in range(rank)]

@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 from keras import ops
+from keras import tree
 
 from keras_crossreg._keras import receive_sampling
 from keras_crossreg.parametrization import POSITIVE
@@ -59,6 +60,17 @@ class RhoLayer(keras.layers.Layer):
         super().__init__(**kwargs)
         self.supports_masking = True
         receive_sampling(self)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        for value in tree.flatten((args, kwargs)):
+            dtype = str(getattr(value, "dtype", ""))
+            if "complex" in dtype:
+                raise ValueError(
+                    f"`{type(self).__name__}` takes real numbers: pass it the "
+                    "real and the imaginary part, or the modulus. "
+                    f"Received: inputs of dtype {dtype}"
+                )
+        return super().__call__(*args, **kwargs)
 
     def add_rho(
         self,

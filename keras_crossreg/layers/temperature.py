@@ -87,6 +87,8 @@ class Temperature(RhoLayer):
     def call(
         self, inputs: Any, training: bool = False, sampling: bool | None = None
     ) -> Any:
+        # Integers cannot be divided.
+        inputs = ops.cast(inputs, self.compute_dtype)
         if training and not sampling:
             return inputs
         temperature = self.rho_value(self.rho, sampling)
