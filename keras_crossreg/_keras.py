@@ -80,6 +80,7 @@ __all__ = [
     "graph_tensors",
     "inner_optimizer",
     "keep_registered_name",
+    "is_in_a_graph",
     "is_in_cluster",
     "make_step_function",
     "optimized_variables",
@@ -166,6 +167,14 @@ def graph_structure(model: Any) -> tuple[Any, Any]:
     `model.inputs` and `model.outputs` are flat lists.
     """
     return model._inputs_struct, model._outputs_struct
+
+
+def is_in_a_graph(layer: Any) -> bool:
+    """Whether a layer was called on symbolic tensors.
+
+    It knows its calls in no public attribute that tells without an error.
+    """
+    return bool(layer._inbound_nodes)
 
 
 def producing_node(tensor: Any) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_crossreg._keras import is_in_a_graph
 from keras_crossreg.layers.rho_layer import RhoLayer
 from keras_crossreg.rho import human_value
 
@@ -54,9 +55,10 @@ class NormMagnitude(RhoLayer, keras.layers.Wrapper):
         That of the wrapped layer.
 
     Raises:
-        ValueError: If the wrapped layer has no single kernel, if its kernel
-            has a constraint or starts at zero, or if `axis` is out of range
-            or names every axis.
+        ValueError: If the wrapped layer has no single kernel or sets it when
+            it is called, if its kernel has a constraint or starts at zero, if
+            it is a part of another model, or if `axis` is out of range or
+            names every axis.
 
     Example:
 
@@ -88,6 +90,7 @@ class NormMagnitude(RhoLayer, keras.layers.Wrapper):
     def build(self, input_shape: Any) -> None:
         super().build(input_shape)
         self.input_spec = self.layer.input_spec
+        self._check_layer()
         v = self._direction
         self._unit_norm = unit = _UnitNorm(self._norm_axes(len(v.shape)))
         self._check_kernel(v)
@@ -103,6 +106,42 @@ class NormMagnitude(RhoLayer, keras.layers.Wrapper):
 
         self.rho = self.add_rho(
             "magnitude", start=start, shape=tuple(shape), meaning="kernel norm"
+        )
+        # Both would put another kernel in the place of v.
+        self.layer.quantize = self._refuse_to_quantize
+        self.layer.enable_lora = self._refuse_lora
+
+    def _check_layer(self) -> None:
+        layer = self.layer
+        if isinstance(layer, keras.layers.SpectralNormalization):
+            raise ValueError(
+                "`SpectralNormalization` sets the norm of its kernel itself, "
+                "so that a learned one would act at inference alone: leave one "
+                f"of the two out. Received: layer={layer.name} of type "
+                f"{type(layer).__name__}"
+            )
+        if layer.built and is_in_a_graph(layer):
+            raise ValueError(
+                "The layer is a part of another model already, and "
+                "`NormMagnitude` would change what that one predicts: from "
+                "now on its kernel is a direction, of unit norm. Wrap a copy, "
+                "`type(layer).from_config(layer.get_config())`, and set its "
+                f"weights when it is built. Received: layer={layer.name}"
+            )
+
+    def _refuse_to_quantize(self, *args: Any, **kwargs: Any) -> None:
+        # Keras warns of it, and goes on with other layers.
+        raise NotImplementedError(
+            f"The layer '{self.layer.name}' is not quantized: its kernel is "
+            "made anew in every call, from a direction and the magnitude that "
+            f"`NormMagnitude` learns. Received: layer={self.name}"
+        )
+
+    def _refuse_lora(self, *args: Any, **kwargs: Any) -> None:
+        raise ValueError(
+            "LoRA adds to a kernel, and `NormMagnitude` makes one anew in "
+            "every call: enable it in a model without `NormMagnitude`. "
+            f"Received: layer={self.name}"
         )
 
     @property
@@ -176,8 +215,16 @@ class NormMagnitude(RhoLayer, keras.layers.Wrapper):
             outputs = self.layer(inputs, training=training)
         for variable, value in zip(variables, before, strict=True):
             written = scope.get_current_value(variable)
-            if written is not value:
-                variable.assign(written)
+            if written is value:
+                continue
+            if variable is v:
+                raise ValueError(
+                    "The wrapped layer sets its kernel itself when it is "
+                    "called, so that a learned norm would have no effect. "
+                    f"Received: layer={self.layer.name} of type "
+                    f"{type(self.layer).__name__}"
+                )
+            variable.assign(written)
         for loss in scope.losses:
             self.layer.add_loss(loss)
         return outputs
