@@ -515,7 +515,8 @@ def refusing_model(cls=kcr.CrossRegModel):
 
 def check_refused_as_reg_data(reg_data):
     """`fit` refuses what Keras refuses as x."""
-    match = r"(?s)`reg_data` must hold.*The error was: .+\nReceived: reg_data="
+    # What Keras says of it leads the message.
+    match = r"(?s)^.+\nThis came up with `reg_data`.*Received: reg_data="
     check_fit_refuses(refusing_model(), match, reg_data=reg_data)
 
 

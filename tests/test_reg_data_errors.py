@@ -108,7 +108,7 @@ REG_DATA_ERRORS = {
     ),
     "no targets for a loss that needs them": (
         dict(y=None, reg_data=REG_X),
-        "regularization pass failed.*Received: reg_data=",
+        "came up in the regularization pass.*Received: reg_data=",
     ),
     "four parts": (
         dict(reg_data=(*REG, REG_Y, REG_Y)),

@@ -150,6 +150,8 @@ class ModelContract(RhoLayerProbe):
         with self.trying("`CrossRegModel.fit`"), warnings.catch_warnings():
             # A few rows are enough here, of which `fit` warns.
             warnings.filterwarnings("ignore", ".* regularization examples")
+            # That a rho does not move says more here.
+            warnings.filterwarnings("ignore", "No rho learns")
             model.fit(
                 self.x, y, reg_data=(self.x, y), batch_size=size, verbose=0
             )

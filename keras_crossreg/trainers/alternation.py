@@ -64,6 +64,11 @@ class Alternation(RegularizationLoss):
             logs[IS_POSITIVE] = is_positive
         return logs
 
+    @property
+    def _num_replicas(self) -> int:
+        """Devices that each have a part of every batch; of a backend."""
+        return 1
+
     # ---- Around an execution of theta's step ---------------------------------
 
     def _begin_execution(self) -> None:
@@ -121,6 +126,10 @@ class Alternation(RegularizationLoss):
         if state.metrics_are_stale:
             self._reg_metrics.reset()
             state.metrics_are_stale = False
+        if self._num_replicas == 1:
+            # Data of another kind may come with one more axis, for which the
+            # compiled step would be traced with an unknown rank.
+            batch = with_ranks_of(self._checked.like, batch)
         batches: tuple[Any, ...] = (batch,)
         looks_at_curvature = self._options.second_order is not None
         if looks_at_curvature:

@@ -19,6 +19,7 @@ from keras import tree
 from keras_crossreg._keras import can_convert_arrays
 from keras_crossreg._keras import count_steps
 from keras_crossreg.rho import rho_info
+from keras_crossreg.trainers.missing_classes import missing_classes
 from keras_crossreg.trainers.reg_data import num_rows
 from keras_crossreg.trainers.rho_schedule import RhoSchedule
 from keras_crossreg.trainers.shared_rows import count_shared_rows
@@ -56,6 +57,16 @@ def warn_of_no_rho() -> None:
     _warn("The model has no rho: `reg_data` is not used.")
 
 
+def warn_of_held_rho(rho: list[keras.Variable]) -> None:
+    """Warns where a regularization set is given and all rho are held."""
+    _warn(
+        f"No rho learns: the layers of all {len(rho)} rho have "
+        "`trainable=False`, so that `reg_data` is not used. Set "
+        "`trainable=True`, or call `model.freeze_rho()` to say that this is "
+        f"meant. Received: rho={_paths(rho)}"
+    )
+
+
 def warn_of_reg_data(
     data: tuple[Any, Any, Any],
     reg_data: Any,
@@ -70,6 +81,8 @@ def warn_of_reg_data(
       few different values, as the training data show: with any two random
       parts of one table it warns in less than 1 of 300 cases. Of arrays
       alone.
+    - It lacks a class of the training data of which a random part of that size
+      would have twelve examples or more: in less than 1 of 100,000 cases.
     - It has less than ten examples for each number in rho: the excess loss
       grows as `sqrt(k / m)` in the number k of rho and the size m of the set.
 
@@ -97,6 +110,15 @@ def warn_of_reg_data(
             "or share rho between units (`axis=None`)."
         )
     if can_convert_arrays(data):
+        missing = missing_classes(data[1], reg[1])
+        if missing:
+            _warn(
+                f"`reg_data` has no example of the classes {missing}, which "
+                "the training data have, and which no random part would lack. "
+                "Rho learn what is best for the other classes alone. Shuffle "
+                "the examples before `reg_data` or `reg_split` is cut off "
+                "them."
+            )
         shared = count_shared_rows(data[:2], reg[:2])
         if shared and shared > most_by_chance(data[:2], size):
             _warn(

@@ -197,10 +197,10 @@ def one_batch(reg_data: Any) -> Any:
     except CONVERSION_ERRORS as keras_error:
         error = keras_error
     raise ValueError(
-        "`train_on_batch` takes as `reg_data` one batch of arrays, `(x, y)` or "
-        "`(x, y, sample_weight)`, with at least one example. "
-        + (f"The error was: {error}\n" if error else "")
-        + f"Received: reg_data={describe(reg_data)}"
+        (f"{error}\n" if error else "")
+        + "`train_on_batch` takes as `reg_data` one batch of arrays, `(x, y)` "
+        "or `(x, y, sample_weight)`, with at least one example. "
+        f"Received: reg_data={describe(reg_data)}"
     ) from error
 
 

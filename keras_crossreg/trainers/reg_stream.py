@@ -62,13 +62,17 @@ class RegularizationStream(abc.ABC):
             first = next(self._batches, None)
         except CONVERSION_ERRORS as keras_error:
             error = keras_error
+        if error is not None:
+            raise ValueError(
+                f"{error}\nThis came up with `reg_data`, which takes every "
+                "form that `x` takes. "
+                f"Received: reg_data={self._description}"
+            ) from error
         if first is None:
             raise ValueError(
                 "`reg_data` must hold at least one example, in a form that "
-                "`fit` takes. "
-                + (f"The error was: {error}\n" if error else "")
-                + f"Received: reg_data={self._description}"
-            ) from error
+                f"`fit` takes. Received: reg_data={self._description}"
+            )
         self._first: Any = [first]
         self.batch_size, self.first_batch = self._look_at(first)
 

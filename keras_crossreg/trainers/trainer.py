@@ -11,6 +11,7 @@ from keras_crossreg.trainers import reg_data as data_lib
 from keras_crossreg.trainers.alternation import Alternation
 from keras_crossreg.trainers.fit_state import FitState
 from keras_crossreg.trainers.fit_warnings import RhoWatch
+from keras_crossreg.trainers.fit_warnings import warn_of_held_rho
 from keras_crossreg.trainers.fit_warnings import warn_of_nan_monitors
 from keras_crossreg.trainers.fit_warnings import warn_of_no_rho
 from keras_crossreg.trainers.fit_warnings import warn_of_no_rho_step
@@ -29,11 +30,6 @@ class CrossRegTrainer(Alternation):
     """
 
     # ---- What a backend says -------------------------------------------------
-
-    @property
-    def _num_replicas(self) -> int:
-        """Devices that each have a part of every batch."""
-        return 1
 
     def _make_stream(
         self, reg_data: Any, batch_size: int | None, position: int
@@ -343,6 +339,8 @@ class CrossRegTrainer(Alternation):
                 checked.key = key
             elif not self.rho_variables:
                 warn_of_no_rho()
+            elif not self._rho_frozen:
+                warn_of_held_rho(self.rho_variables)
             self._build_optimizers()
         return learning
 

@@ -86,7 +86,8 @@ class TensorFlowTrainer(CrossRegTrainer):
             if self.run_eagerly:
                 trace(batch)
             else:
-                tf.function(trace).get_concrete_function(batch)
+                # Keras, too, compiles steps without AutoGraph.
+                tf.function(trace, autograph=False).get_concrete_function(batch)
         except tf.errors.OpError as error:
             raise ValueError(str(error)) from error
         return [gradient is not None for gradient in found]
