@@ -9,10 +9,13 @@ from forms import Batches
 from forms import EndlessBatches
 from forms import batches
 from helpers import Subclassed
+from helpers import assert_same
 from helpers import compile_model
 from helpers import fit
 from helpers import make_data
 from helpers import make_model
+from helpers import recording_model
+from helpers import values
 
 import keras_crossreg as kcr
 from keras_crossreg.trainers.rho_schedule import default_reg_freq
@@ -230,32 +233,78 @@ def test_reg_loss_and_metrics_are_in_history():
         for prefix in ("", "reg_", "val_")
         for name in ("loss", "accuracy", "hits")
     }
-    assert all(len(values) == 2 for values in history.history.values())
+    assert all(len(column) == 2 for column in history.history.values())
 
 
 @pytest.mark.parametrize("run_eagerly", [True, False])
-def test_reg_loss_is_nan_until_there_is_one(run_eagerly, tmp_path):
+def test_every_epoch_is_measured_with_and_without_a_rho_step(run_eagerly):
     # Three steps an epoch: the first rho step is in the second epoch, and
-    # there is none in the third, which shows the last. Keys that come and go
-    # would break a table of the history, and `CSVLogger`.
+    # there is none in the third. Noise would depend on the place in the batch.
+    reg_data = make_data(12, seed=1)
     model = compile_model(
         make_model(),
         metrics=["accuracy"],
+        rho_optimizer=keras.optimizers.SGD(0.0),
         reg_freq=5,
         run_eagerly=run_eagerly,
     )
-    path = str(tmp_path / "log.csv")
-    log = keras.callbacks.CSVLogger(path)
-    history = fit(model, epochs=3, callbacks=[log]).history
-    for name in ("reg_loss", "reg_accuracy"):
-        values = history[name]
-        assert np.isnan(values).tolist() == [True, False, False]
-        assert values[1] == values[2]
-    assert all(len(values) == 3 for values in history.values())
-    with open(path) as file:
-        header, *rows = file.read().split()
-    assert "reg_loss" in header.split(",")
-    assert len(rows) == 3
+    model.set_rho({"noise/scale": 0.0})
+    measured = []
+
+    class Measure(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            measured.append(
+                self.model.evaluate(*reg_data, batch_size=12, verbose=0)
+            )
+
+    history = fit(
+        model,
+        epochs=3,
+        reg_data=reg_data,
+        reg_batch_size=12,
+        callbacks=[Measure()],
+    ).history
+    assert rho_steps(model) == 1
+    for name, column in (("reg_loss", 0), ("reg_accuracy", 1)):
+        found = np.array(history[name])
+        expected = np.array(measured)[:, column]
+        # These are measured with theta as they are at the end of the epoch.
+        for epoch in (0, 2):
+            assert found[epoch] == pytest.approx(expected[epoch], rel=1e-5)
+        # The rho step of this one came before its last step of theta.
+        assert np.isfinite(found[1])
+
+
+def test_measuring_an_epoch_moves_nothing():
+    states = []
+    for reg_freq in (100, 101):
+        model = compile_model(make_model(), reg_freq=reg_freq)
+        with pytest.warns(UserWarning, match="Rho have not learned"):
+            fit(model, epochs=2, reg_data=make_data(12, seed=1))
+        states.append(values(model.weights))
+    frozen = compile_model(make_model())
+    frozen.freeze_rho()
+    fit(frozen, epochs=2, reg_data=None)
+    for state in states:
+        assert_same(state, values(frozen.weights))
+
+
+def test_the_batch_that_was_measured_is_the_one_that_rho_learn_from():
+    model, recorder = recording_model(reg_freq=4)
+    x = np.full((6, 1), -1.0)
+    reg = np.arange(4.0)[:, None]
+    model.fit(
+        x,
+        x,
+        batch_size=2,
+        epochs=2,
+        shuffle=False,
+        reg_data=Batches([(reg[i : i + 2], reg[i : i + 2]) for i in (0, 2)]),
+        verbose=0,
+    )
+    # The check, the first epoch at its end, and the step of the second.
+    assert len(recorder.sampled) == 3
+    assert recorder.sampled[1] == recorder.sampled[2]
 
 
 def test_history_shows_means_and_not_last_batches():

@@ -185,18 +185,6 @@ def test_a_run_without_a_rho_step():
     assert not warnings_of_fit(model)
 
 
-def test_a_monitor_that_begins_with_not_a_number():
-    # `test_callbacks` has what it leads to, and what helps.
-    model = compile_model(make_model(), reg_freq=4)
-    stop = keras.callbacks.EarlyStopping("reg_loss", patience=2, mode="min")
-    check_warns(
-        "^`EarlyStopping` saw no improvement",
-        model,
-        epochs=2,
-        callbacks=[stop],
-    )
-
-
 def test_curvature_that_is_not_positive():
     # The negative of a loss bends downwards everywhere.
     def negative(y_true, y_pred):

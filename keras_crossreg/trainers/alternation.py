@@ -7,6 +7,8 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
+import keras
+
 from keras_crossreg import _keras
 from keras_crossreg.regularizers.level_sets import project_theta_steps
 from keras_crossreg.trainers.fit_state import FitState
@@ -36,6 +38,9 @@ class Alternation(RegularizationLoss):
         # The compiled rho step: from a regularization batch, and a training
         # batch where a `hypergradient` looks at one, to its logs.
         self._rho_function: Any = None
+        # From a regularization batch to the logs of a rho step, of which
+        # nothing moves; compiled too.
+        self._measure_function: Any = None
 
     def train_step(self, *args: Any) -> Any:
         """`theta <- theta - a dL_train(theta, rho) / dtheta`.
@@ -63,6 +68,15 @@ class Alternation(RegularizationLoss):
         if self._options.second_order is not None:
             logs[IS_POSITIVE] = is_positive
         return logs
+
+    def measure_step(self, data: Any) -> Any:
+        """What a rho step reports, where nothing moves."""
+        data = with_ranks_of(self._checked.like, data)
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        num_samples = self._options.num_samples if self._stochastic else 1
+        y_pred = self._average(self._repeatable_samples(x, num_samples))
+        loss = _keras.compute_loss(self, x, y, y_pred, sample_weight)
+        return self._reg_metrics.update(data, loss, y_pred)
 
     @property
     def _num_replicas(self) -> int:
@@ -126,11 +140,7 @@ class Alternation(RegularizationLoss):
         if state.metrics_are_stale:
             self._reg_metrics.reset()
             state.metrics_are_stale = False
-        if self._num_replicas == 1:
-            # Data of another kind may come with one more axis, for which the
-            # compiled step would be traced with an unknown rank.
-            batch = with_ranks_of(self._checked.like, batch)
-        batches: tuple[Any, ...] = (batch,)
+        batches: tuple[Any, ...] = (self._ranked(batch),)
         looks_at_curvature = self._options.second_order is not None
         if looks_at_curvature:
             batches += (state.train_batch,)
@@ -140,7 +150,25 @@ class Alternation(RegularizationLoss):
             if not logs.pop(IS_POSITIVE):
                 steps = _keras.count_steps(self.optimizer)
                 state.bad_curvature.append(steps)
-        state.logs, state.has_results = logs, True
+        state.logs = logs
+
+    def _measure(self, state: FitState) -> None:
+        """Measures an epoch without a rho step, on the batch that is next."""
+        assert state.stream is not None
+        self._reg_metrics.reset()
+        batch = self._ranked(state.stream.peek())
+        state.logs = self._measure_function((batch,))
+        state.is_measured = True
+
+    def _ranked(self, batch: Any) -> Any:
+        """A batch with the ranks of the training data.
+
+        Data of another kind may come with one more axis, for which a compiled
+        step would be traced with an unknown rank.
+        """
+        if self._num_replicas > 1:
+            return batch
+        return with_ranks_of(self._checked.like, batch)
 
     def _with_reg_logs(self, logs: dict[str, Any]) -> dict[str, Any]:
         """The logs of an execution, from now on with those of rho steps."""
@@ -182,8 +210,13 @@ class Alternation(RegularizationLoss):
     def get_metrics_result(self) -> dict[str, Any]:
         results: dict[str, Any] = super().get_metrics_result()
         state = self._fit_state
-        if state is not None and state.shows_metrics:
-            results.update(
-                self._reg_metrics.results() if state.has_results else state.logs
-            )
+        if state is None or not state.shows_metrics:
+            return results
+        if state.stream is None:
+            # Merged epochs have no regularization batches.
+            results.update(state.logs)
+            return results
+        if state.metrics_are_stale and not state.is_measured:
+            self._measure(state)
+        results.update(self._reg_metrics.results())
         return results

@@ -19,13 +19,13 @@ class FitState:
         train_like: Symbolic tensors like the training batches, or `None`.
         train_batch: The last training batch, for a `hypergradient` that looks
             at it.
-        logs: What is reported of the regularization batches: not numbers
-            until the first rho step, so that every epoch has the same keys.
-        has_results: Whether there was a rho step since `logs` were cleared.
+        logs: What was reported last of the regularization batches. Not
+            numbers before, and in merged epochs, so that every epoch has the
+            same keys.
         shows_metrics: Whether the metrics of the model include those of the
             regularization batches: not within a step of theta.
         metrics_are_stale: Whether the next rho step is the first of an epoch.
-            Until then the results of an earlier epoch are shown.
+        is_measured: Whether an epoch without a rho step was measured.
         steps_are_stale: Whether steps were taken, or left out, that the
             schedule does not know of.
         rho_steps: Rho steps that a `hypergradient` looked at.
@@ -38,15 +38,16 @@ class FitState:
     train_like: Any = None
     train_batch: Any = None
     logs: dict[str, Any] = dataclasses.field(default_factory=dict)
-    has_results: bool = False
     shows_metrics: bool = False
     metrics_are_stale: bool = True
+    is_measured: bool = False
     steps_are_stale: bool = True
     rho_steps: int = 0
     bad_curvature: list[int] = dataclasses.field(default_factory=list)
 
     def begin_epoch(self) -> None:
         self.metrics_are_stale = True
+        self.is_measured = False
         # A run that goes on from here counts anew: loss scaling leaves steps
         # out. And at the first step a callback may have restored optimizers.
         self.steps_are_stale = True
@@ -54,7 +55,6 @@ class FitState:
     def clear_logs(self, names: Any) -> None:
         """Reports that nothing is known under these names."""
         self.logs = dict.fromkeys(names, float("nan"))
-        self.has_results = False
 
     def end_stream(self) -> None:
         """Ends the learning of rho."""

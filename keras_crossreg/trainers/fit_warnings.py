@@ -141,28 +141,6 @@ def warn_of_no_rho_step(schedule: RhoSchedule) -> None:
     )
 
 
-def warn_of_nan_monitors(callbacks: Any) -> None:
-    """Warns of callbacks to which no epoch was better than the first.
-
-    They monitor a regularization metric, began when there had been no rho
-    step yet, and nothing compares as better with not a number.
-    """
-    callbacks = getattr(callbacks, "callbacks", callbacks)
-    for callback in tree.flatten(callbacks):
-        monitor = getattr(callback, "monitor", None) or ""
-        best = getattr(callback, "best", None)
-        if monitor.startswith("reg_") and best is not None and best != best:
-            _warn(
-                f"`{type(callback).__name__}` saw no improvement of "
-                f"`{monitor}`, which is not a number until the first rho "
-                "step, and that came after the first epoch. Give `compile` a "
-                "smaller `reg_freq` or `reg_warmup`, `EarlyStopping` a "
-                "`start_from_epoch`, or `ModelCheckpoint` "
-                '`initial_value_threshold=float("inf")`. '
-                f"Received: monitor={monitor}"
-            )
-
-
 class RhoWatch:
     """Looks at rho before and after `fit`, and warns of what went wrong.
 

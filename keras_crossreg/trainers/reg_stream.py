@@ -128,6 +128,13 @@ class RegularizationStream(abc.ABC):
             )
         return batch
 
+    def peek(self) -> Any:
+        """The batch that comes next, and still does afterwards."""
+        batch = next(self)
+        self._first.append(batch)
+        self._position -= 1
+        return batch
+
     def seek(self, position: int) -> None:
         """Goes to a batch, where there is a way back: not in a generator."""
         if position != self._position and not self._is_generator:

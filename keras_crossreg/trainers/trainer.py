@@ -12,7 +12,6 @@ from keras_crossreg.trainers.alternation import Alternation
 from keras_crossreg.trainers.fit_state import FitState
 from keras_crossreg.trainers.fit_warnings import RhoWatch
 from keras_crossreg.trainers.fit_warnings import warn_of_held_rho
-from keras_crossreg.trainers.fit_warnings import warn_of_nan_monitors
 from keras_crossreg.trainers.fit_warnings import warn_of_no_rho
 from keras_crossreg.trainers.fit_warnings import warn_of_no_rho_step
 from keras_crossreg.trainers.fit_warnings import warn_of_reg_data
@@ -197,7 +196,6 @@ class CrossRegTrainer(Alternation):
                     switch, initial_epoch, _keras.take_initial_epoch(self)
                 )
                 history = keras_fit(merged, callbacks, first, epochs)
-            warn_of_nan_monitors(callbacks)
             return history
 
     def _prepare(

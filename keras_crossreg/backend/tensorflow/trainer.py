@@ -32,7 +32,11 @@ class TensorFlowTrainer(CrossRegTrainer):
         rho_step = _keras.make_step_function(
             self, lambda batches: self.rho_step(*batches)
         )
+        measure_step = _keras.make_step_function(
+            self, lambda batches: self.measure_step(*batches)
+        )
         self._rho_function = lambda batches: rho_step(iter([batches]))
+        self._measure_function = lambda batches: measure_step(iter([batches]))
 
         def alternate(iterator: Any) -> dict[str, Any]:
             self._begin_execution()

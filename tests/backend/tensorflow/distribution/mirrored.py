@@ -1,4 +1,4 @@
-"""What MirroredStrategy must do; `tests/test_distribution.py` runs it."""
+"""What MirroredStrategy must do; `test_distribution.py` runs it."""
 
 import keras
 import numpy as np
@@ -42,6 +42,16 @@ def test_training_equals_one_device(one_device, two_devices):
         for name in ("loss", "accuracy")
     }
     assert_close(two_devices, one_device)
+
+
+@pytest.mark.filterwarnings("ignore:Rho have not learned")
+def test_epochs_without_a_rho_step_are_measured_as_on_one_device():
+    one, two = (
+        train(strategy, dict(run_eagerly=True, reg_freq=100), epochs=2)
+        for strategy in (ONE, TWO)
+    )
+    assert np.isfinite(two[1]["reg_loss"]).all()
+    assert_close(two, one)
 
 
 def test_evaluate_and_predict_equal_one_device(one_device, two_devices):

@@ -1,4 +1,4 @@
-"""MirroredStrategy with everything else; see `tests/test_distribution.py`."""
+"""MirroredStrategy with everything else; see `test_distribution.py`."""
 
 import keras
 import numpy as np

@@ -1,4 +1,4 @@
-"""Two workers with everything else; see `tests/test_distribution.py`."""
+"""Two workers with everything else; see `test_distribution.py`."""
 
 import pathlib
 import sys
