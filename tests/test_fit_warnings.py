@@ -178,6 +178,23 @@ def test_frozen_rho_need_no_warning():
     assert not warnings_of_fit(model, reg_data=(X[:3], Y[:3]))
 
 
+def test_a_run_with_few_rho_steps():
+    # 54 training steps: one for about each fiftieth of the run would do.
+    model = compile_model(make_model(), reg_freq=25)
+    check_warns(
+        r"^Rho took 2 steps in 54 .*`reg_freq=1`.* reg_freq=25, .* of 1 ex",
+        model,
+        epochs=18,
+    )
+
+
+def test_a_short_run_and_one_with_enough_rho_steps():
+    # 48 training steps, and ten rho steps.
+    for reg_freq, epochs in ((25, 16), (6, 20)):
+        model = compile_model(make_model(), reg_freq=reg_freq)
+        assert not warnings_of_fit(model, epochs=epochs)
+
+
 def test_a_run_without_a_rho_step():
     model = compile_model(make_model(), reg_freq=4)
     check_warns("comes after 4 .* there were 3", model)

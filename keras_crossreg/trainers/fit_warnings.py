@@ -26,6 +26,9 @@ from keras_crossreg.trainers.shared_rows import count_shared_rows
 from keras_crossreg.trainers.shared_rows import has_rows
 from keras_crossreg.trainers.shared_rows import most_by_chance
 
+# Rho hardly learn in fewer rho steps than the first number, of which a run of
+# as many training steps as the second number has room for more.
+_FEW_RHO_STEPS, _MANY_STEPS = 10, 50
 # Nothing is said of what rho learned before so many rho steps.
 _LEAST_STEPS = 20
 # A rho is at its bound where a change of 1 in what is stored, ten steps of
@@ -138,6 +141,29 @@ def warn_of_no_rho_step(schedule: RhoSchedule) -> None:
         f"training steps, and there were {schedule.steps}. Train longer, or "
         "give `compile` a smaller `reg_freq` or `reg_warmup`. "
         f"Received: reg_freq={reg_freq}, reg_warmup={reg_warmup}"
+    )
+
+
+def warn_of_few_rho_steps(
+    rho_steps: int, schedule: RhoSchedule, reg_batch_size: int
+) -> None:
+    """Warns where rho took so few steps that they can hardly have learned.
+
+    Fewer than 10 in 50 training steps or more: with the default optimizer, a
+    rho can change by 1 in its stored value by then.
+    """
+    steps = schedule.steps
+    if steps < _MANY_STEPS or rho_steps >= _FEW_RHO_STEPS:
+        return
+    enough = max(1, (steps - schedule.reg_warmup) // _MANY_STEPS)
+    _warn(
+        f"Rho took {rho_steps} steps in {steps} training steps, and can hardly "
+        f"have learned. Give `compile` about `reg_freq={enough}`, and, so that "
+        "this adds no more work, `reg_data` smaller batches "
+        "(`reg_batch_size` for arrays). "
+        f"Received: reg_freq={schedule.reg_freq}, "
+        f"reg_warmup={schedule.reg_warmup}, regularization batches of "
+        f"{reg_batch_size} examples"
     )
 
 

@@ -11,6 +11,7 @@ from keras_crossreg.trainers import reg_data as data_lib
 from keras_crossreg.trainers.alternation import Alternation
 from keras_crossreg.trainers.fit_state import FitState
 from keras_crossreg.trainers.fit_warnings import RhoWatch
+from keras_crossreg.trainers.fit_warnings import warn_of_few_rho_steps
 from keras_crossreg.trainers.fit_warnings import warn_of_held_rho
 from keras_crossreg.trainers.fit_warnings import warn_of_no_rho
 from keras_crossreg.trainers.fit_warnings import warn_of_no_rho_step
@@ -253,12 +254,16 @@ class CrossRegTrainer(Alternation):
         if state.stream is None or not self._learning_rho():
             return
         assert state.schedule is not None
-        if _keras.count_steps(self.rho_optimizer):
+        rho_steps = _keras.count_steps(self.rho_optimizer)
+        if rho_steps:
             # This puts averages in place, where the optimizer keeps some.
             self.rho_optimizer.finalize_variable_values(self.rho_variables)
             for level_set in self._learning_level_sets():
                 level_set.write()
             watch.report(history.history)
+            warn_of_few_rho_steps(
+                rho_steps, state.schedule, state.stream.batch_size
+            )
         elif state.schedule.steps:
             # Rho took no step in an earlier `fit` either.
             warn_of_no_rho_step(state.schedule)
