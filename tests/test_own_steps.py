@@ -105,3 +105,19 @@ def test_models_without_steps_of_their_own_are_wrapped():
             return inputs
 
     assert isinstance(kcr.wrap(Plain()), kcr.CrossRegModel)
+
+
+@pytest.mark.parametrize("weights", [False, True])
+def test_a_rho_step_of_ones_own_gets_the_batch_as_it_is(weights):
+    class Own(kcr.CrossRegModel):
+        def rho_step(self, data, train_data=None):
+            sizes.append(len(data))
+            return super().rho_step(data, train_data)
+
+    sizes = []
+    model = compile_model(make_model(cls=Own))
+    reg_data = make_data(12, seed=1)
+    if weights:
+        reg_data += (np.ones(12, "float32"),)
+    fit(model, reg_data=reg_data)
+    assert sizes == [2 + weights] * 3

@@ -168,7 +168,9 @@ class Alternation(RegularizationLoss):
         """
         if self._num_replicas > 1:
             return batch
-        return with_ranks_of(self._checked.like, batch)
+        parts = with_ranks_of(self._checked.like, batch)
+        # A `rho_step` of the user's own gets as many parts as there were.
+        return parts[: len(batch)] if isinstance(batch, tuple) else parts[0]
 
     def _with_reg_logs(self, logs: dict[str, Any]) -> dict[str, Any]:
         """The logs of an execution, from now on with those of rho steps."""
