@@ -76,6 +76,7 @@ __all__ = [
     "get_keras_mask",
     "get_data_adapter",
     "get_input_signature",
+    "graph_operations",
     "graph_structure",
     "graph_tensors",
     "inner_optimizer",
@@ -136,6 +137,14 @@ def graph_tensors(model: Any) -> list[Any]:
         for node in nodes
         for tensor in node.outputs
     ]
+
+
+def graph_operations(model: Any) -> list[Any]:
+    """Every operation of a functional model, a layer or not, each once.
+
+    `model.layers` has layers alone.
+    """
+    return list(model._operations)
 
 
 def receive_sampling(layer: Any) -> None:

@@ -35,6 +35,9 @@ class AveragedModel(keras.Model):
         # `model` may be loaded without what it was compiled with.
         self.averaging = averaging
         self.averaged_loss = loss
+        # A model that has not predicted yet has not looked at whether the
+        # rows of a batch meet in it.
+        model.make_predict_function()
         self.built = model.built
 
     @classmethod

@@ -25,7 +25,12 @@ from keras_crossreg.random import sampling_pass
 from keras_crossreg.sampling import averaging
 from keras_crossreg.sampling.late_tiling import LateTiling
 from keras_crossreg.sampling.late_tiling import can_tile_late
+from keras_crossreg.sampling.row_probe import random_inputs
+from keras_crossreg.sampling.row_probe import rows_may_meet
+from keras_crossreg.sampling.row_probe import rows_meet
+from keras_crossreg.sampling.row_probe import two_rows
 from keras_crossreg.sampling.stochastic_layers import is_stochastic
+from keras_crossreg.user_warnings import warn_user
 
 # Most samples of a prediction that are made in one pass. More are made in
 # several passes, one after the other, so that memory does not grow with them.
@@ -105,6 +110,9 @@ class SampledModel(keras.Model):
         receive_sampling(self)
         self._options = CompileOptions()
         self._samplers = _Samplers()
+        # Whether the rows of a batch meet in the model; `None` while that is
+        # not known.
+        self._rows_meet: bool | None = None
 
     @property
     def compile_options(self) -> CompileOptions:
@@ -159,10 +167,48 @@ class SampledModel(keras.Model):
         model, num_samples = _CALLS.tiling
         return LateTiling(inputs, num_samples) if model is self else None
 
+    def _look_at_rows(self, x: Any = None) -> None:
+        """Finds out whether the rows of a batch meet in the model.
+
+        By looking at its layers, and by a probe where these do not tell: on
+        the first rows of `x`, or on random ones for a functional model. It
+        runs once.
+        """
+        if self._rows_meet is not None or not (self.built and self._stochastic):
+            return
+        if not rows_may_meet(self):
+            self._rows_meet = False
+            return
+        try:
+            x = random_inputs(self) if x is None else two_rows(x)
+            if x is not None:
+                with self._kept_seeds():
+                    self._rows_meet = rows_meet(self, x)
+        except Exception:
+            # A model that does not take such inputs: it is not known.
+            return
+        if self._rows_meet:
+            warn_user(
+                "The rows of a batch meet in this model: an output, or a loss "
+                "that a layer adds, is another one where two rows come "
+                "together. So the samples of a prediction and of the "
+                "regularization pass are drawn one at a time, which takes "
+                "longer than all in one pass."
+            )
+
+    def make_test_function(self, force: bool = False) -> Any:
+        self._look_at_rows()
+        return super().make_test_function(force)
+
+    def make_predict_function(self, force: bool = False) -> Any:
+        self._look_at_rows()
+        return super().make_predict_function(force)
+
     def _sample_in_passes(
         self, x: Any, num_samples: int, most: int
     ) -> list[Any]:
         """K samples or a few more, in passes of the same number of them."""
+        most = 1 if self._rows_meet else most
         in_each = averaging.in_each_pass(num_samples, most)
         parts: list[Any] = []
         for _ in range(0, num_samples, in_each):
@@ -265,6 +311,7 @@ class SampledModel(keras.Model):
         return tree.map_structure(lambda y: y.swapaxes(0, 1), samples)
 
     def _make_sampler(self, num_samples: int) -> _Sampler:
+        self._look_at_rows()
         with self._creation_scope():
             sampler = _Sampler(self, num_samples)
         sampler.compile(

@@ -6,9 +6,7 @@ docstring says how often.
 
 from __future__ import annotations
 
-import inspect
 import math
-import warnings
 from typing import Any
 
 import keras
@@ -25,6 +23,7 @@ from keras_crossreg.trainers.rho_schedule import RhoSchedule
 from keras_crossreg.trainers.shared_rows import count_shared_rows
 from keras_crossreg.trainers.shared_rows import has_rows
 from keras_crossreg.trainers.shared_rows import most_by_chance
+from keras_crossreg.user_warnings import warn_user
 
 # Rho hardly learn in fewer rho steps than the first number, of which a run of
 # as many training steps as the second number has room for more.
@@ -41,28 +40,14 @@ _STILL = 1e-3
 _RISE, _ERRORS, _LEAST_EPOCHS = 0.25, 5.0, 15
 
 
-def _warn(message: str) -> None:
-    """Warns at the line of the user's that called into the package."""
-    frame, level = inspect.currentframe(), 0
-    while frame is not None and _is_within(frame.f_globals.get("__name__", "")):
-        frame, level = frame.f_back, level + 1
-    warnings.warn(message, stacklevel=level + 1)
-
-
-def _is_within(module: str) -> bool:
-    """Whether code of this module runs between the user's and a warning."""
-    # `contextlib` leaves what `fit` keeps.
-    return module.partition(".")[0] in ("keras_crossreg", "contextlib")
-
-
 def warn_of_no_rho() -> None:
     """Warns where a regularization set is given and nothing learns on it."""
-    _warn("The model has no rho: `reg_data` is not used.")
+    warn_user("The model has no rho: `reg_data` is not used.")
 
 
 def warn_of_held_rho(rho: list[keras.Variable]) -> None:
     """Warns where a regularization set is given and all rho are held."""
-    _warn(
+    warn_user(
         f"No rho learns: the layers of all {len(rho)} rho have "
         "`trainable=False`, so that `reg_data` is not used. Set "
         "`trainable=True`, or call `model.freeze_rho()` to say that this is "
@@ -96,7 +81,7 @@ def warn_of_reg_data(
         rho: The rho to learn.
     """
     if _is_same(reg_data, validation_data):
-        _warn(
+        warn_user(
             "`reg_data` is also the `validation_data`. Training consumes the "
             "regularization set, so that validation scores on it are too "
             "good: hold out another set."
@@ -107,7 +92,7 @@ def warn_of_reg_data(
     size = num_rows(reg[0])
     numbers = sum(math.prod(v.shape) for v in rho)
     if numbers > size / 10:
-        _warn(
+        warn_user(
             f"{numbers} rho learn from {size} regularization examples. Rho "
             "overfit them too: give `reg_data` ten examples or more for each, "
             "or share rho between units (`axis=None`)."
@@ -115,7 +100,7 @@ def warn_of_reg_data(
     if can_convert_arrays(data):
         missing = missing_classes(data[1], reg[1])
         if missing:
-            _warn(
+            warn_user(
                 f"`reg_data` has no example of the classes {missing}, which "
                 "the training data have, and which no random part would lack. "
                 "Rho learn what is best for the other classes alone. Shuffle "
@@ -124,7 +109,7 @@ def warn_of_reg_data(
             )
         shared = count_shared_rows(data[:2], reg[:2])
         if shared and shared > most_by_chance(data[:2], size):
-            _warn(
+            warn_user(
                 f"{shared} of {size} regularization examples are also among "
                 "the training examples. Theta memorizes those, and rho sees "
                 "less need for regularization than there is: hold "
@@ -136,7 +121,7 @@ def warn_of_no_rho_step(schedule: RhoSchedule) -> None:
     """Warns where training ended before the first step of rho."""
     reg_freq, reg_warmup = schedule.reg_freq, schedule.reg_warmup
     first = reg_warmup + (reg_freq or 0)
-    _warn(
+    warn_user(
         f"Rho have not learned yet: the first rho step comes after {first} "
         f"training steps, and there were {schedule.steps}. Train longer, or "
         "give `compile` a smaller `reg_freq` or `reg_warmup`. "
@@ -156,7 +141,7 @@ def warn_of_few_rho_steps(
     if steps < _MANY_STEPS or rho_steps >= _FEW_RHO_STEPS:
         return
     enough = max(1, (steps - schedule.reg_warmup) // _MANY_STEPS)
-    _warn(
+    warn_user(
         f"Rho took {rho_steps} steps in {steps} training steps, and can hardly "
         f"have learned. Give `compile` about `reg_freq={enough}`, and, so that "
         "this adds no more work, `reg_data` smaller batches "
@@ -209,7 +194,7 @@ class RhoWatch:
                 and not _is_at_bound(v)
             ]
             if at_bound:
-                _warn(
+                warn_user(
                     "These rho are at their bound, where the gradient that "
                     f"could bring them back vanishes: {_paths(at_bound)}. If "
                     "that is what the regularization set asks for, leave "
@@ -218,7 +203,7 @@ class RhoWatch:
                     "`compile` a larger `num_samples`."
                 )
             if still:
-                _warn(
+                warn_user(
                     f"These rho have not moved in {steps} steps: "
                     f"{_paths(still)}. They have next to no effect on the "
                     "regularization loss: see that what follows them does "
@@ -226,7 +211,7 @@ class RhoWatch:
                 )
         rise = _rise(logs)
         if rise is not None:
-            _warn(
+            warn_user(
                 "The regularization loss rose from {:.3g} to {:.3g} while "
                 "the training loss fell from {:.3g} to {:.3g}. Theta "
                 "overfits faster than rho learn, or `reg_data` are not like "
@@ -238,7 +223,7 @@ class RhoWatch:
 
 def warn_of_curvature(bad: int, rho_steps: int, last: int) -> None:
     """Warns where the training loss was not convex in theta at a rho step."""
-    _warn(
+    warn_user(
         "The curvature of the training loss was not positive, or not finite, "
         f"at {bad} of {rho_steps} rho steps, the last after training step "
         f"{last}: theta were not at a minimum of it. These steps were as with "

@@ -67,7 +67,9 @@ class RegularizationLoss(RhoModel):
         passes = self._samples_for_passes(x, num_samples)
 
         def loss_of_average(passes: Any) -> Any:
-            samples = passes or [self._sample(x, num_samples)]
+            samples = passes or self._sample_in_passes(
+                x, num_samples, num_samples
+            )
             y_pred = self._average(join(samples, num_samples))
             loss = _keras.compute_loss(self, x, y, y_pred, sample_weight)
             # Theta's answer is to the loss of held-out examples alone.
@@ -79,7 +81,8 @@ class RegularizationLoss(RhoModel):
         (loss, y_pred), found, upstream = primitives.value_and_gradients(
             loss_of_average, watched, passes
         )
-        in_each = in_each_pass(num_samples, self._options.samples_per_pass)
+        most = 1 if self._rows_meet else self._options.samples_per_pass
+        in_each = in_each_pass(num_samples, most)
         found = primitives.gradient_in_passes(
             lambda: self._sample(x, in_each), upstream, watched, found
         )

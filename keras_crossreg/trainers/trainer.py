@@ -338,6 +338,8 @@ class CrossRegTrainer(Alternation):
             if like is not None:
                 data_lib.check_batches_match(like, batch)
             if learning:
+                x, _, _ = keras.utils.unpack_x_y_sample_weight(batch)
+                self._look_at_rows(x)
                 self._check_rho_step(learning, batch)
                 checked.key = key
             elif not self.rho_variables:
