@@ -83,6 +83,7 @@ __all__ = [
     "keep_registered_name",
     "is_in_a_graph",
     "is_in_cluster",
+    "is_keras_layer",
     "make_step_function",
     "optimized_variables",
     "producing_node",
@@ -137,6 +138,14 @@ def graph_tensors(model: Any) -> list[Any]:
         for node in nodes
         for tensor in node.outputs
     ]
+
+
+def is_keras_layer(operation: Any) -> bool:
+    """Whether this is a layer of Keras itself, and not of a class of its own.
+
+    Subclasses of a layer say nowhere else that they are not Keras's.
+    """
+    return type(operation).__module__.startswith("keras.src.layers.")
 
 
 def graph_operations(model: Any) -> list[Any]:

@@ -57,6 +57,8 @@ def test_there_are_examples():
     assert {"CrossRegModel", "GaussianNoiseScale", "refit"} <= set(PUBLIC)
 
 
+# The data are so few that rho take few steps.
+@pytest.mark.filterwarnings("ignore:Rho took")
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLIC)
 def test_example(name, namespace):

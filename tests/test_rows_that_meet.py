@@ -239,6 +239,21 @@ def test_a_subclassed_model_is_looked_at_by_fit():
     assert np.abs(samples.mean(axis=1) - bias).max() < 1e-5
 
 
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_rounding_to_sixteen_bits_is_no_meeting(policy, recwarn):
+    keras.utils.set_random_seed(0)
+    keras.config.set_dtype_policy(policy)
+    try:
+        inputs = keras.Input((3,))
+        x = keras.layers.Dense(64, activation="gelu")(inputs)
+        x = kcr.layers.GaussianNoiseScale(0.1)(keras.layers.Dense(64)(x))
+        outputs = keras.layers.Dense(4)(Called()(x))
+    finally:
+        keras.config.set_dtype_policy("float32")
+    kcr.CrossRegModel(inputs, outputs).predict(X, verbose=0)
+    assert not [w for w in recwarn if "rows of a batch" in str(w.message)]
+
+
 def test_what_needs_no_probe():
     assert not rows_may_meet(make_model())
     inputs = keras.Input((8, 8, 3))

@@ -189,9 +189,10 @@ class SampledModel(keras.Model):
             return
         if self._rows_meet:
             warn_user(
-                "The rows of a batch meet in this model: an output, or a loss "
-                "that a layer adds, is another one where two rows come "
-                "together. So the samples of a prediction and of the "
+                "The rows of a batch meet in this model, or it draws random "
+                "numbers in inference mode: an output, or a loss that a layer "
+                "adds, is another one where two rows come together. So the "
+                "samples of a prediction and of the "
                 "regularization pass are drawn one at a time, which takes "
                 "longer than all in one pass."
             )

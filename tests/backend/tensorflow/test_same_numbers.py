@@ -25,11 +25,16 @@ def test_ten_models_give_the_same_numbers(tmp_path):
     assert set(before.files) == set(now.files)
     is_same_machine = before["machine"] == now["machine"]
     for name in set(before.files) - {"machine"}:
+        found, expected = now[name], before[name]
+        if "/history_reg_" in name:
+            # An epoch without a rho step had no number then, and has one now.
+            known = np.isfinite(expected)
+            found, expected = found[known], expected[known]
         if is_same_machine:
-            np.testing.assert_array_equal(now[name], before[name], err_msg=name)
+            np.testing.assert_array_equal(found, expected, err_msg=name)
         elif "accuracy" not in name and "evaluate" not in name:
             # Other processors round otherwise, and training goes on from
             # there.
             np.testing.assert_allclose(
-                now[name], before[name], rtol=1e-3, atol=1e-4, err_msg=name
+                found, expected, rtol=1e-3, atol=1e-4, err_msg=name
             )
