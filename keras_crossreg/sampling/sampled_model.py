@@ -192,9 +192,8 @@ class SampledModel(keras.Model):
                 "The rows of a batch meet in this model, or it draws random "
                 "numbers in inference mode: an output, or a loss that a layer "
                 "adds, is another one where two rows come together. So the "
-                "samples of a prediction and of the "
-                "regularization pass are drawn one at a time, which takes "
-                "longer than all in one pass."
+                "samples of a prediction and of the regularization pass are "
+                "drawn one at a time, which takes longer than all in one pass."
             )
 
     def make_test_function(self, force: bool = False) -> Any:
@@ -229,9 +228,11 @@ class SampledModel(keras.Model):
         known = {id(v) for v in self.weights + self.metrics_variables}
         seeds = [v for v in self.variables if id(v) not in known]
         before = [ops.copy(state.value) for state in seeds]
-        yield
-        for state, value in zip(seeds, before, strict=True):
-            state.assign(value)
+        try:
+            yield
+        finally:
+            for state, value in zip(seeds, before, strict=True):
+                state.assign(value)
 
     @property
     def _stochastic(self) -> bool:
