@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from typing import Any
 
 import keras
@@ -14,6 +13,7 @@ from keras_crossreg._keras import CompileMetrics
 from keras_crossreg.checks import check_integer
 from keras_crossreg.hypergradients import Hypergradient
 from keras_crossreg.rho import check_patterns
+from keras_crossreg.user_warnings import warn_user
 
 DEFAULT_RHO_LEARNING_RATE = 0.1
 
@@ -154,13 +154,12 @@ def copy_metrics(
         copies = tree.map_structure(_copy_metric, (metrics, weighted_metrics))
         return CompileMetrics(*copies, output_names=output_names)
     except (NotImplementedError, TypeError, ValueError) as error:
-        warnings.warn(
+        warn_user(
             "Only `reg_loss` is measured on the regularization batches, since "
             f"Keras cannot copy the metrics: {error}. It takes a "
             "`get_config()` that returns the arguments of the constructor, "
             "and `keras.saving.register_keras_serializable` on every class "
-            "and function of your own.",
-            stacklevel=3,
+            "and function of your own."
         )
         return None
 

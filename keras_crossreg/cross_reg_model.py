@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import keras
@@ -18,6 +17,7 @@ from keras_crossreg.sampling.averaged_model import AveragedModel
 from keras_crossreg.supported_backends import check_backend
 from keras_crossreg.trainers.reg_metrics import RegMetrics
 from keras_crossreg.trainers.regularization_loss import CheckedBatch
+from keras_crossreg.user_warnings import warn_user
 
 if check_backend() == "tensorflow":
     from keras_crossreg.backend.tensorflow.trainer import (
@@ -226,10 +226,9 @@ class CrossRegModel(Trainer):
         self._given = GivenArguments.of(self, keras_arguments)
         self._mark_rho()
         if options.num_samples == 1 and self._stochastic:
-            warnings.warn(
+            warn_user(
                 "With `num_samples=1` the regularization loss sees noise only "
-                "as harm, and every sigma falls to zero. Use 4 or more.",
-                stacklevel=2,
+                "as harm, and every sigma falls to zero. Use 4 or more."
             )
 
     # ---- Saving, copies and export -------------------------------------------

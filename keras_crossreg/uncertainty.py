@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import statistics
-import warnings
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from keras import ops
 
 from keras_crossreg.metrics.probabilities import RANGE_TOLERANCE
 from keras_crossreg.metrics.probabilities import SUM_TOLERANCE
+from keras_crossreg.user_warnings import warn_user
 
 Result = dict[str, np.ndarray]
 
@@ -166,11 +166,10 @@ def _regression(samples: np.ndarray, coverage: float, noise_std: Any) -> Result:
     # Rounding must not ask for one sample more.
     least = math.ceil(1 / outside - 1 - 1e-9)
     if not noise.all() and len(samples) < least:
-        warnings.warn(
+        warn_user(
             f"The interval from the lowest to the highest of {len(samples)} "
             f"samples does not reach a coverage of {coverage}: draw {least} "
-            "samples or more.",
-            stacklevel=3,
+            "samples or more."
         )
     lower, upper = (
         _quantile(samples, p, noise) for p in (outside, 1 - outside)

@@ -9,8 +9,6 @@ import keras
 from keras import ops
 
 from keras_crossreg import primitives
-from keras_crossreg.hypergradients.options import Hypergradient
-from keras_crossreg.hypergradients.options import Implicit
 from keras_crossreg.hypergradients.options import OneStep
 from keras_crossreg.hypergradients.solvers import ROUNDING
 from keras_crossreg.hypergradients.solvers import Tensors
@@ -29,7 +27,7 @@ class SecondOrderError(ValueError):
 
 
 def correction(
-    options: Hypergradient,
+    options: Any,
     training_loss: Callable[[], Any],
     theta: list[keras.Variable],
     rho: list[keras.Variable],
@@ -44,7 +42,8 @@ def correction(
     `H q = dL_reg/dtheta`, what is wanted is `-M' q`.
 
     Args:
-        options: What `compile(hypergradient=)` was given.
+        options: What `compile(hypergradient=)` was given, an object of
+            `kcr.hypergradients`.
         training_loss: L_train as a function of theta and of rho.
         theta: The variables of theta.
         rho: The rho to learn.
@@ -72,12 +71,10 @@ def correction(
             q = [ops.cast(step, g.dtype) * g for g in start]
             is_positive = ops.convert_to_tensor(True)
         else:
-            assert isinstance(options, Implicit)
-            damping = options.damping
 
             def product(vectors: Tensors) -> Tensors:
                 curved = hessian_product(_project(theta, vectors))
-                return add(_project(theta, curved), damping, vectors)
+                return add(_project(theta, curved), options.damping, vectors)
 
             solve = {"cg": conjugate_gradients, "neumann": neumann_series}
             q, is_positive = solve[options.solver](

@@ -208,13 +208,18 @@ class SampledModel(keras.Model):
         self, x: Any, num_samples: int, most: int
     ) -> list[Any]:
         """K samples or a few more, in passes of the same number of them."""
-        most = 1 if self._rows_meet else most
-        in_each = averaging.in_each_pass(num_samples, most)
+        in_each = self._in_each_pass(num_samples, most)
         parts: list[Any] = []
         for _ in range(0, num_samples, in_each):
             with evaluated_after(parts[-1:]):
                 parts.append(self._sample(x, in_each))
         return parts
+
+    def _in_each_pass(self, num_samples: int, most: int) -> int:
+        """K shared out to passes of at most so many; of one where rows meet."""
+        return averaging.in_each_pass(
+            num_samples, 1 if self._rows_meet else most
+        )
 
     def _repeatable_samples(self, x: Any, num_samples: int) -> Any:
         """Samples, the same in every call until training goes on."""
@@ -237,6 +242,12 @@ class SampledModel(keras.Model):
     @property
     def _stochastic(self) -> bool:
         return any(map(is_stochastic, all_layers(self)))
+
+    @property
+    def _num_samples(self) -> int:
+        """K of the regularization pass."""
+        # Samples of a model without noise are all the same.
+        return self._options.num_samples if self._stochastic else 1
 
     # ---- Predictions ---------------------------------------------------------
 

@@ -73,8 +73,8 @@ class Alternation(RegularizationLoss):
         """What a rho step reports, where nothing moves."""
         data = with_ranks_of(self._checked.like, data)
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        num_samples = self._options.num_samples if self._stochastic else 1
-        y_pred = self._average(self._repeatable_samples(x, num_samples))
+        samples = self._repeatable_samples(x, self._num_samples)
+        y_pred = self._average(samples)
         loss = _keras.compute_loss(self, x, y, y_pred, sample_weight)
         return self._reg_metrics.update(data, loss, y_pred)
 

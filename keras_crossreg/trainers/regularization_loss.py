@@ -16,7 +16,6 @@ from keras_crossreg import primitives
 from keras_crossreg.hypergradients.correction import SecondOrderError
 from keras_crossreg.hypergradients.correction import correction
 from keras_crossreg.rho_model import RhoModel
-from keras_crossreg.sampling.averaging import in_each_pass
 from keras_crossreg.sampling.averaging import join
 from keras_crossreg.trainers import reg_data
 from keras_crossreg.trainers.reg_metrics import RegMetrics
@@ -62,8 +61,7 @@ class RegularizationLoss(RhoModel):
         rho = self._learning_rho()
         theta = [] if second_order is None else self.theta_variables
         crossing = self._learning_level_sets()
-        # Samples of a model without noise are all the same.
-        num_samples = self._options.num_samples if self._stochastic else 1
+        num_samples = self._num_samples
         passes = self._samples_for_passes(x, num_samples)
 
         def loss_of_average(passes: Any) -> Any:
@@ -81,8 +79,9 @@ class RegularizationLoss(RhoModel):
         (loss, y_pred), found, upstream = primitives.value_and_gradients(
             loss_of_average, watched, passes
         )
-        most = 1 if self._rows_meet else self._options.samples_per_pass
-        in_each = in_each_pass(num_samples, most)
+        in_each = self._in_each_pass(
+            num_samples, self._options.samples_per_pass
+        )
         found = primitives.gradient_in_passes(
             lambda: self._sample(x, in_each), upstream, watched, found
         )
