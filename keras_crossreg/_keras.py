@@ -65,6 +65,7 @@ __all__ = [
     "GraphModel",
     "all_layers",
     "array_inputs",
+    "averages_of",
     "build_metrics",
     "call_losses",
     "can_convert_arrays",
@@ -84,6 +85,7 @@ __all__ = [
     "is_in_a_graph",
     "is_in_cluster",
     "is_keras_layer",
+    "learning_rate_of",
     "make_step_function",
     "optimized_variables",
     "producing_node",
@@ -258,6 +260,22 @@ def build_metrics(metrics: CompileMetrics, *symbolic: Any) -> None:
 def inner_optimizer(optimizer: Any) -> Any:
     """The optimizer itself, where loss scaling wraps it."""
     return getattr(optimizer, "inner_optimizer", optimizer)
+
+
+def averages_of(optimizer: Any) -> list[Any]:
+    """The moving averages of weights that `use_ema` keeps, in their order.
+
+    They are among its variables, under names alone.
+    """
+    return list(getattr(optimizer, "_model_variables_moving_average", []))
+
+
+def learning_rate_of(optimizer: Any) -> Any:
+    """The variable or the schedule that the learning rate comes from.
+
+    `optimizer.learning_rate` is the number that a schedule gives now.
+    """
+    return optimizer._learning_rate
 
 
 def optimized_variables(optimizer: Any) -> list[Any]:

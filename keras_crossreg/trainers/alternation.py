@@ -188,7 +188,7 @@ class Alternation(RegularizationLoss):
             yield state
         finally:
             self._fit_state = before
-            state.end_stream()
+            state.end()
             if state.bad_curvature:
                 warn_of_curvature(
                     len(state.bad_curvature),

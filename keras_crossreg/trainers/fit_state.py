@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from keras_crossreg.trainers.finish import Finish
 from keras_crossreg.trainers.reg_stream import RegularizationStream
 from keras_crossreg.trainers.rho_schedule import RhoSchedule
 
@@ -16,6 +17,7 @@ class FitState:
     Attributes:
         stream: The regularization batches; `None` where rho do not learn.
         schedule: When rho step.
+        finish: What the last epochs begin with; `None` without such.
         train_like: Symbolic tensors like the training batches, or `None`.
         train_batch: The last training batch, for a `hypergradient` that looks
             at it.
@@ -35,6 +37,7 @@ class FitState:
 
     stream: RegularizationStream | None = None
     schedule: RhoSchedule | None = None
+    finish: Finish | None = None
     train_like: Any = None
     train_batch: Any = None
     logs: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -55,6 +58,11 @@ class FitState:
     def clear_logs(self, names: Any) -> None:
         """Reports that nothing is known under these names."""
         self.logs = dict.fromkeys(names, float("nan"))
+
+    def end(self) -> None:
+        self.end_stream()
+        if self.finish is not None:
+            self.finish.end()
 
     def end_stream(self) -> None:
         """Ends the learning of rho."""

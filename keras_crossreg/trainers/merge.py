@@ -32,10 +32,18 @@ class OneRun(keras.callbacks.CallbackList):
         self.is_first = True
         self.is_last = False
         self._theta: list[Any] = []
+        self._before_steps: Callable[[], None] | None = None
 
-    def next_phase(self, steps: int | None) -> None:
-        """Called between the two."""
+    def next_phase(
+        self, steps: int | None, before_steps: Callable[[], None]
+    ) -> None:
+        """Called between the two.
+
+        `before_steps` runs once more, when callbacks have begun the epoch:
+        theta are what training goes on from then.
+        """
         self.is_first, self.is_last = False, True
+        self._before_steps = before_steps
         self.set_params({**self.params, "steps": steps})
 
     def on_train_begin(self, logs: Any = None) -> None:
@@ -43,6 +51,12 @@ class OneRun(keras.callbacks.CallbackList):
             super().on_train_begin(logs)
             # A callback may have restored a run that had come further.
             self._keep_theta()
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        super().on_epoch_begin(epoch, logs)
+        if self._before_steps is not None:
+            self._before_steps()
+            self._before_steps = None
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         super().on_epoch_end(epoch, logs)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
 
 from keras_crossreg import _keras
+from keras_crossreg.trainers import batch_statistics
 from keras_crossreg.trainers import reg_data as data_lib
 from keras_crossreg.trainers.alternation import Alternation
+from keras_crossreg.trainers.finish import Finish
 from keras_crossreg.trainers.fit_state import FitState
 from keras_crossreg.trainers.fit_warnings import RhoWatch
 from keras_crossreg.trainers.fit_warnings import warn_of_few_rho_steps
@@ -44,6 +47,10 @@ class CrossRegTrainer(Alternation):
     def _build_on_inputs(self, x: Any) -> None:
         """Creates the variables of the model, from symbolic inputs."""
         self(x)
+
+    def _make_training_call(self) -> Callable[[Any], None]:
+        """What calls the model on a batch, in training mode, and no more."""
+        raise NotImplementedError
 
     # ---- Training ------------------------------------------------------------
 
@@ -104,10 +111,16 @@ class CrossRegTrainer(Alternation):
                 most the regularization set. Defaults to an eighth of
                 `batch_size`, and one for each replica at least. Not for data
                 that come in batches.
-            merge_epochs: Integer. The last of the `epochs` that train theta
-                on training and regularization data together, with rho
-                frozen, so that no example is lost to regularization. A run
-                that a callback stops before has none. Defaults to `0`.
+            merge_epochs: Integer. The last of the `epochs`, which finish:
+                they train theta on training and regularization data together,
+                with rho frozen, so that no example is lost to regularization.
+                Theta start them half way back to where they were when `fit`
+                was called, moving averages of batch normalization are
+                measured anew, and the optimizer begins again, its learning
+                rate too; a schedule runs through these epochs as it would
+                have through all `epochs`. A run that a callback stops before
+                has none. Where all epochs are such, nothing goes back.
+                Defaults to `0`; a quarter of the epochs is a good choice.
 
         Returns:
             A `keras.callbacks.History`. Next to `loss` it has `reg_loss`, and
@@ -160,6 +173,7 @@ class CrossRegTrainer(Alternation):
             )
 
         steps = steps_per_epoch or data_lib.num_batches(data, batch_size)
+        switch = epochs - merge_epochs
         with self._keeping(FitState()) as state:
             watch = None
             if self.compiled:
@@ -175,6 +189,7 @@ class CrossRegTrainer(Alternation):
                     warn_of_reg_data(data, reg_data, validation_data, learning)
             if merge_epochs:
                 merged = merge(data, reg_data, self._merge_datasets)
+                state.finish = Finish(self, switch, epochs, steps)
                 callbacks = OneRun(
                     callbacks,
                     self,
@@ -182,7 +197,6 @@ class CrossRegTrainer(Alternation):
                     epochs=epochs,
                     steps=steps,
                 )
-            switch = epochs - merge_epochs
             history = keras_fit(data, callbacks, initial_epoch, switch)
             if watch is not None:
                 self._end_learning(state, watch, history)
@@ -190,12 +204,19 @@ class CrossRegTrainer(Alternation):
                 state.end_stream()
                 if state.logs:
                     state.clear_logs(self._reg_metrics.results())
-                callbacks.next_phase(
-                    steps_per_epoch or data_lib.num_batches(merged, batch_size)
-                )
                 first = max(
                     switch, initial_epoch, _keras.take_initial_epoch(self)
                 )
+                merged_steps = steps_per_epoch or data_lib.num_batches(
+                    merged, batch_size
+                )
+                goes_back = state.finish.begin(first, merged_steps)
+
+                def measure() -> None:
+                    if goes_back:
+                        self._measure_batches(merged, batch_size)
+
+                callbacks.next_phase(merged_steps, measure)
                 history = keras_fit(merged, callbacks, first, epochs)
             return history
 
@@ -236,6 +257,15 @@ class CrossRegTrainer(Alternation):
                 state.end_stream()
         self._build_optimizers()
         return x, *data[1:]
+
+    def _measure_batches(self, data: Any, batch_size: int | None) -> None:
+        """Measures the moving averages anew, where theta were moved."""
+        size = data_lib.batch_size_of(data, batch_size)
+        stream = self._make_stream(data, size, position=0)
+        count = batch_statistics.NUM_BATCHES
+        batches = (self._ranked(next(stream)) for _ in range(count))
+        batch_statistics.measure(self, self._make_training_call(), batches)
+        stream.close()
 
     def _make_schedule(self, steps: int | None, epochs: int) -> RhoSchedule:
         """With `steps` an epoch, or `None` where that is not known."""

@@ -47,6 +47,19 @@ class TensorFlowTrainer(CrossRegTrainer):
 
         self.train_function = alternate
 
+    def _make_training_call(self) -> Callable[[Any], None]:
+        def call(batches: Any) -> dict[str, Any]:
+            x, _, _ = keras.utils.unpack_x_y_sample_weight(batches[0])
+            self(x, training=True)
+            return {}
+
+        step = _keras.make_step_function(self, call)
+
+        def call_on(batch: Any) -> None:
+            step(iter([(batch,)]))
+
+        return call_on
+
     # ---- Data ----------------------------------------------------------------
 
     def _make_stream(
