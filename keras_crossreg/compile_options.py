@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import keras
@@ -11,6 +12,7 @@ from keras import tree
 from keras_crossreg import hypergradients
 from keras_crossreg._keras import CompileMetrics
 from keras_crossreg.checks import check_integer
+from keras_crossreg.hypergradients import GeneralizationGap
 from keras_crossreg.hypergradients import Hypergradient
 from keras_crossreg.rho import check_patterns
 from keras_crossreg.user_warnings import warn_user
@@ -63,10 +65,21 @@ class CompileOptions:
         value = check_integer(name, getattr(self, name), least)
         object.__setattr__(self, name, value)
 
-    @property
-    def second_order(self) -> Hypergradient | None:
+    @functools.cached_property
+    def correction(self) -> Hypergradient | None:
         """`hypergradient` as an object; `None` for `"direct"`."""
         return hypergradients.get(self.hypergradient)
+
+    @property
+    def gap(self) -> GeneralizationGap | None:
+        """The same where it is of first order."""
+        found = self.correction
+        return found if isinstance(found, GeneralizationGap) else None
+
+    @property
+    def second_order(self) -> Hypergradient | None:
+        """The same where it is of second order."""
+        return None if self.gap else self.correction
 
     def as_arguments(self) -> dict[str, Any]:
         """The arguments, by name."""

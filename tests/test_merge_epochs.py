@@ -1,16 +1,21 @@
 """The last epochs train on all the data, with rho frozen."""
 
+import itertools
+
 import keras
 import numpy as np
 import pytest
 from form_checks import check_merged_arrays
 from forms import FORMS
+from helpers import assert_same
 from helpers import compile_model
 from helpers import fit
 from helpers import make_data
 from helpers import make_model
+from helpers import values
 
 import keras_crossreg as kcr
+from keras_crossreg.trainers import batch_statistics
 
 
 class Log(keras.callbacks.Callback):
@@ -191,3 +196,202 @@ def test_initial_epoch():
     assert log.events == ["begin", 1, 2, 3, "end"]
     fit(model, epochs=4, initial_epoch=3, merge_epochs=2, callbacks=[log])
     assert log.events[5:] == ["begin", 3, "end"]
+
+
+# ---- How the last epochs begin -----------------------------------------------
+
+
+class AtTheSwitch(keras.callbacks.Callback):
+    """Theta, averages and the optimizer where the last epochs begin."""
+
+    def __init__(self, switch):
+        super().__init__()
+        self.switch = switch
+
+    def on_train_begin(self, logs=None):
+        self.start = values(self.model.theta_variables)
+        self.optimizer = values(self.model.optimizer.variables)
+
+    def on_epoch_end(self, epoch, logs=None):
+        if epoch == self.switch - 1:
+            self.end = values(self.model.theta_variables)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == self.switch:
+            self.theta = values(self.model.theta_variables)
+            self.fresh = values(self.model.optimizer.variables)
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if not hasattr(self, "averages") and hasattr(self, "theta"):
+            norm = norm_of(self.model)
+            self.averages = norm and values(norm.non_trainable_variables)
+
+
+def norm_of(model):
+    return next((la for la in model.layers if "norm" in la.name), None)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_theta_go_half_way_back_and_the_optimizer_all_the_way(optimizer):
+    model = make_model()
+    compile_model(model, optimizer=optimizer)
+    seen = AtTheSwitch(2)
+    fit(model, epochs=3, merge_epochs=1, callbacks=[seen])
+    for start, end, theta in zip(seen.start, seen.end, seen.theta, strict=True):
+        np.testing.assert_allclose(theta, (start + end) / 2, rtol=1e-6)
+    assert_same(seen.optimizer, seen.fresh)
+
+
+def test_averages_are_measured_on_all_the_data():
+    model = compile_model(make_model())
+    seen = AtTheSwitch(1)
+    fit(model, epochs=2, merge_epochs=1, batch_size=36, callbacks=[seen])
+    # One batch has all the rows.
+    x = np.concatenate([make_data()[0], make_data(12, seed=1)[0]])
+    hidden = x @ seen.theta[0]
+    mean, variance = seen.averages
+    np.testing.assert_allclose(mean, hidden.mean(0), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(variance, hidden.var(0), rtol=1e-4)
+
+
+@pytest.mark.parametrize("held", ["trainable", "momentum"])
+def test_averages_that_do_not_move_are_not_measured(held):
+    model = make_model()
+    norm = norm_of(model)
+    norm.trainable, norm.momentum = (
+        (False, 0.99) if held == "trainable" else (True, 1.0)
+    )
+    before = values(norm.non_trainable_variables)
+    fit(compile_model(model), epochs=2, merge_epochs=1)
+    assert_same(before, values(norm.non_trainable_variables))
+
+
+def test_nothing_but_averages_is_measured():
+    """Two runs that differ in the batches that are measured alone."""
+    runs = []
+    for count in (1, 5):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(batch_statistics, "NUM_BATCHES", count)
+            model = compile_model(make_model(dropout=0.5))
+            fit(model, epochs=2, merge_epochs=1)
+        norm = norm_of(model)
+        averages = {id(v) for v in norm.non_trainable_variables}
+        others = [v for v in model.variables if id(v) not in averages]
+        runs.append((values(others), values(norm.non_trainable_variables)))
+    assert_same(runs[0][0], runs[1][0])
+    assert not np.array_equal(runs[0][1][0], runs[1][1][0])
+
+
+class Rates(keras.callbacks.Callback):
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self.seen.append(float(self.model.optimizer.learning_rate))
+
+
+@pytest.mark.parametrize("run_eagerly", [True, False])
+def test_a_schedule_runs_through_the_last_epochs_once_more(run_eagerly):
+    schedule = keras.optimizers.schedules.PolynomialDecay(1.0, 24, 0.0)
+    model = compile_model(
+        make_model(),
+        optimizer=keras.optimizers.SGD(schedule),
+        run_eagerly=run_eagerly,
+    )
+    rates, seen = Rates(), AtTheSwitch(6)
+    before = values(model.theta_variables)
+    # 6 epochs of 3 steps, and 2 of 5 where 24 would have been left.
+    fit(model, epochs=8, merge_epochs=2, callbacks=[rates, seen])
+    expected = [1 - i / 24 for i in range(18)]
+    expected += [1 - round(2.4 * i) / 24 for i in range(10)]
+    np.testing.assert_allclose(rates.seen, expected, rtol=1e-5)
+    assert not np.array_equal(before[0], values(model.theta_variables)[0])
+    # The compiled step follows it too: at a rate of 0, theta would rest.
+    config = model.optimizer.get_config()["learning_rate"]
+    assert config["class_name"] == "PolynomialDecay"
+    # The next fit has the schedule as it was.
+    fit(model, callbacks=[rates])
+    np.testing.assert_allclose(
+        rates.seen[28:], [1 - i / 24 for i in (10, 11, 12)], rtol=1e-5
+    )
+
+
+def test_a_compiled_step_follows_the_schedule():
+    """A rate of 1 at the first two steps alone, and 0 behind."""
+    schedule = keras.optimizers.schedules.PiecewiseConstantDecay(
+        [1], [1.0, 0.0]
+    )
+    model = compile_model(
+        make_model(),
+        optimizer=keras.optimizers.SGD(schedule),
+        run_eagerly=False,
+    )
+    seen = AtTheSwitch(2)
+    steps = []
+
+    class Steps(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            steps.append(values(self.model.theta_variables)[0])
+
+    fit(model, epochs=4, merge_epochs=2, callbacks=[seen, Steps()])
+    still = [np.array_equal(a, b) for a, b in itertools.pairwise(steps)]
+    # 2 of 3 steps, then 2 of 5: twelve steps of the schedule are ten.
+    assert still == [False] + 4 * [True] + [False, False] + 8 * [True]
+
+
+def test_a_learning_rate_that_was_lowered_begins_again():
+    class Lower(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.optimizer.learning_rate *= 0.5
+
+    model = compile_model(make_model(), optimizer=keras.optimizers.SGD(0.1))
+    rates = Rates()
+    fit(model, epochs=4, merge_epochs=2, callbacks=[Lower(), rates])
+    np.testing.assert_allclose(
+        rates.seen, [0.1] * 3 + [0.05] * 3 + [0.1] * 5 + [0.05] * 5
+    )
+
+
+def test_a_callback_that_sets_learning_rates_goes_on():
+    rates = Rates()
+    schedule = keras.callbacks.LearningRateScheduler(lambda epoch: 0.5**epoch)
+    model = compile_model(make_model())
+    fit(model, epochs=3, merge_epochs=1, callbacks=[schedule, rates])
+    np.testing.assert_allclose(rates.seen, [1.0] * 3 + [0.5] * 3 + [0.25] * 5)
+
+
+def test_weights_with_a_learned_regularizer_stay_where_they_are():
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((3,))
+    dense = keras.layers.Dense(
+        4, kernel_regularizer=kcr.regularizers.LearnedL2()
+    )
+    outputs = keras.layers.Dense(2, activation="softmax")(dense(inputs))
+    model = compile_model(kcr.CrossRegModel(inputs, outputs))
+    seen = AtTheSwitch(1)
+    fit(model, epochs=2, merge_epochs=1, callbacks=[seen])
+    np.testing.assert_array_equal(seen.theta[0], seen.end[0])
+    np.testing.assert_allclose(
+        seen.theta[2], (seen.start[2] + seen.end[2]) / 2, rtol=1e-6
+    )
+
+
+def test_constraints_hold_where_theta_go_back():
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((3,))
+    dense = keras.layers.Dense(4, kernel_constraint="unit_norm")
+    x = kcr.layers.GaussianNoiseScale(seed=1)(dense(inputs))
+    outputs = keras.layers.Dense(2, activation="softmax")(x)
+    model = compile_model(kcr.CrossRegModel(inputs, outputs))
+    seen = AtTheSwitch(1)
+    fit(model, epochs=2, merge_epochs=1, callbacks=[seen])
+    norms = np.linalg.norm(seen.theta[0], axis=0)
+    np.testing.assert_allclose(norms, 1.0, rtol=1e-5)
+
+
+def test_where_all_epochs_are_merged_nothing_goes_back():
+    model = compile_model(make_model())
+    seen = AtTheSwitch(0)
+    fit(model, epochs=2, merge_epochs=2, callbacks=[seen])
+    assert_same(seen.start, seen.theta)

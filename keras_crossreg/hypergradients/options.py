@@ -147,31 +147,6 @@ class OneStep(Hypergradient):
         return {**super().get_config(), "step_size": self.step_size}
 
 
-_BY_NAME: dict[str, type[Hypergradient] | None] = {
-    "direct": None,
-    "implicit": Implicit,
-    "one_step": OneStep,
-}
-
-
-def get(hypergradient: Any) -> Hypergradient | None:
-    """What `compile` was given as an object; `None` for `"direct"`.
-
-    Raises:
-        ValueError: If it is unknown.
-    """
-    if isinstance(hypergradient, Hypergradient):
-        return hypergradient
-    if isinstance(hypergradient, str) and hypergradient in _BY_NAME:
-        cls = _BY_NAME[hypergradient]
-        return None if cls is None else cls()
-    raise ValueError(
-        'Expected `hypergradient` to be "direct", "implicit", "one_step", or '
-        "an object of `keras_crossreg.hypergradients`. "
-        f"Received: hypergradient={hypergradient}"
-    )
-
-
 def _check_float(name: str, value: Any) -> float:
     if not isinstance(value, numbers.Real) or not 0 <= float(value) < float(
         "inf"

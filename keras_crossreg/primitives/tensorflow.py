@@ -55,11 +55,11 @@ def uniform(
     return tf.random.stateless_uniform(shape, key, dtype=dtype, alg="philox")
 
 
-def first_rows(x: Any, size: int) -> Any:
+def first_rows(x: Any, size: Any) -> Any:
     """The first `size` rows of a tensor, all where it has fewer."""
     if not isinstance(x, tf.SparseTensor):
         return x[:size]
-    rows = tf.minimum(size, tf.shape(x, "int64")[0])
+    rows = tf.minimum(tf.cast(size, "int64"), tf.shape(x, "int64")[0])
     whole = tf.shape(x, "int64")[1:]
     return tf.sparse.slice(
         x, tf.zeros_like(x.dense_shape), tf.concat([[rows], whole], 0)

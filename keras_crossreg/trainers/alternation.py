@@ -100,7 +100,7 @@ class Alternation(RegularizationLoss):
     def _keep_train_batch(self, iterator: Any) -> Any:
         """The iterator, which a `hypergradient` takes the last batch of."""
         state = self._fit_state
-        if state is None or self._options.second_order is None:
+        if state is None or self._options.correction is None:
             return iterator
         batches = list(itertools.islice(iterator, self.steps_per_execution))
         if not batches:
@@ -141,11 +141,10 @@ class Alternation(RegularizationLoss):
             self._reg_metrics.reset()
             state.metrics_are_stale = False
         batches: tuple[Any, ...] = (self._ranked(batch),)
-        looks_at_curvature = self._options.second_order is not None
-        if looks_at_curvature:
+        if self._options.correction is not None:
             batches += (state.train_batch,)
         logs = self._rho_function(batches)
-        if looks_at_curvature:
+        if self._options.second_order is not None:
             state.rho_steps += 1
             if not logs.pop(IS_POSITIVE):
                 steps = _keras.count_steps(self.optimizer)

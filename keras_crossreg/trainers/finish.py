@@ -75,4 +75,3 @@ class Finish:
         self._optimizer.learning_rate = schedule
         # The compiled step knows the schedule that it was compiled with.
         self._model.train_function = None
-

@@ -204,7 +204,14 @@ def one_batch(reg_data: Any) -> Any:
     ) from error
 
 
-def first_examples(batch: Any, size: int | None) -> Any:
+def batch_rows(batch: Any) -> Any:
+    """Examples in a batch of tensors; a tensor where the shape leaves it open.
+    """
+    first = next(a for a in tree.flatten(batch) if a is not None)
+    return ops.shape(first)[0]
+
+
+def first_examples(batch: Any, size: Any) -> Any:
     """The first so many examples of a batch of tensors, all if `None`."""
     if size is None:
         return batch

@@ -17,6 +17,7 @@ from keras_crossreg.hypergradients.correction import SecondOrderError
 from keras_crossreg.hypergradients.correction import correction
 from keras_crossreg.rho_model import RhoModel
 from keras_crossreg.sampling.averaging import join
+from keras_crossreg.sampling.stochastic_layers import is_stochastic
 from keras_crossreg.trainers import reg_data
 from keras_crossreg.trainers.reg_metrics import RegMetrics
 
@@ -49,42 +50,20 @@ class RegularizationLoss(RhoModel):
     def _rho_gradients(self, data: Any, train_data: Any) -> Any:
         """L_reg and `dL_reg / drho`.
 
-        With a `hypergradient` of second order, also what theta's answer to
-        rho adds, from the curvature of L_train on `train_data`.
+        With a `hypergradient` other than the direct one, also what theta's
+        answer to rho adds, from L_train on `train_data`.
 
         Returns:
             `(loss, y_pred, gradients, is_positive)`, the last of which tells
-            whether that curvature was positive.
+            whether the curvature of L_train was positive, where it is used.
         """
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         second_order = self._options.second_order
         rho = self._learning_rho()
         theta = [] if second_order is None else self.theta_variables
         crossing = self._learning_level_sets()
-        num_samples = self._num_samples
-        passes = self._samples_for_passes(x, num_samples)
-
-        def loss_of_average(passes: Any) -> Any:
-            samples = passes or self._sample_in_passes(
-                x, num_samples, num_samples
-            )
-            y_pred = self._average(join(samples, num_samples))
-            loss = _keras.compute_loss(self, x, y, y_pred, sample_weight)
-            # Theta's answer is to the loss of held-out examples alone.
-            scaled = self.rho_optimizer.scale_loss(loss - self._penalty())
-            return scaled, (loss, y_pred)
-
         # The gradient is by rho alone, and by theta where they shall answer.
         watched = [*rho, *theta, *(s.weight for s in crossing)]
-        (loss, y_pred), found, upstream = primitives.value_and_gradients(
-            loss_of_average, watched, passes
-        )
-        in_each = self._in_each_pass(
-            num_samples, self._options.samples_per_pass
-        )
-        found = primitives.gradient_in_passes(
-            lambda: self._sample(x, in_each), upstream, watched, found
-        )
+        (loss, y_pred), found = self._gradients_of_average(data, watched)
         gradients = found[: len(rho)]
         answers = found[len(rho) : len(rho) + len(theta)]
         across = found[len(rho) + len(theta) :]
@@ -117,7 +96,76 @@ class RegularizationLoss(RhoModel):
                 g if g is None else g + a
                 for g, a in zip(gradients, added, strict=True)
             ]
+        elif self._options.gap is not None:
+            gradients = self._with_gap(rho, gradients, data, train_data)
         return loss, y_pred, gradients, is_positive
+
+    def _gradients_of_average(
+        self, data: Any, watched: list[keras.Variable]
+    ) -> tuple[tuple[Any, Any], list[Any]]:
+        """The loss of averaged predictions, these, and the gradients of it."""
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        num_samples = self._num_samples
+        passes = self._samples_for_passes(x, num_samples)
+
+        def loss_of_average(passes: Any) -> Any:
+            samples = passes or self._sample_in_passes(
+                x, num_samples, num_samples
+            )
+            y_pred = self._average(join(samples, num_samples))
+            loss = _keras.compute_loss(self, x, y, y_pred, sample_weight)
+            # Theta's answer is to the loss of the examples alone.
+            scaled = self.rho_optimizer.scale_loss(loss - self._penalty())
+            return scaled, (loss, y_pred)
+
+        seen, found, upstream = primitives.value_and_gradients(
+            loss_of_average, watched, passes
+        )
+        in_each = self._in_each_pass(
+            num_samples, self._options.samples_per_pass
+        )
+        found = primitives.gradient_in_passes(
+            lambda: self._sample(x, in_each), upstream, watched, found
+        )
+        return seen, found
+
+    def _with_gap(
+        self,
+        rho: list[keras.Variable],
+        gradients: list[Any],
+        data: Any,
+        train_data: Any,
+    ) -> list[Any]:
+        """`g_train + c (g_reg - g_train)` for the rho of stochastic layers."""
+        gap = self._options.gap
+        assert gap is not None
+        noise = {
+            id(v)
+            for layer in _keras.all_layers(self)
+            if is_stochastic(layer)
+            for v in layer.variables
+        }
+        noisy = [v for v in rho if id(v) in noise]
+        if not noisy:
+            return gradients
+        size = gap.batch_size or reg_data.batch_rows(data)
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(
+            reg_data.first_examples(train_data, size)
+        )
+        if keras.utils.unpack_x_y_sample_weight(data)[2] is None:
+            # The two losses are compared, and weigh alike.
+            sample_weight = None
+        _, found = self._gradients_of_average((x, y, sample_weight), noisy)
+        of_training = {
+            id(v): g for v, g in zip(noisy, found, strict=True) if g is not None
+        }
+        c = gap.factor
+        return [
+            of_training[id(v)] + c * (g - of_training[id(v)])
+            if g is not None and id(v) in of_training
+            else g
+            for v, g in zip(rho, gradients, strict=True)
+        ]
 
     def _samples_for_passes(self, x: Any, num_samples: int) -> list[Any]:
         """Samples in several passes, whose noise the next passes repeat.
