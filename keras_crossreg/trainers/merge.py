@@ -35,7 +35,7 @@ class OneRun(keras.callbacks.CallbackList):
         self._before_steps: Callable[[], None] | None = None
 
     def next_phase(
-        self, steps: int | None, before_steps: Callable[[], None]
+        self, steps: int, before_steps: Callable[[], None] | None
     ) -> None:
         """Called between the two.
 

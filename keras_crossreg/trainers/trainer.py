@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
-
-import keras
 
 from keras_crossreg import _keras
 from keras_crossreg.trainers import batch_statistics
 from keras_crossreg.trainers import reg_data as data_lib
-from keras_crossreg.trainers.alternation import Alternation
 from keras_crossreg.trainers.finish import Finish
 from keras_crossreg.trainers.fit_state import FitState
 from keras_crossreg.trainers.fit_warnings import RhoWatch
 from keras_crossreg.trainers.fit_warnings import warn_of_few_rho_steps
-from keras_crossreg.trainers.fit_warnings import warn_of_held_rho
-from keras_crossreg.trainers.fit_warnings import warn_of_no_rho
 from keras_crossreg.trainers.fit_warnings import warn_of_no_rho_step
 from keras_crossreg.trainers.fit_warnings import warn_of_reg_data
 from keras_crossreg.trainers.merge import OneRun
 from keras_crossreg.trainers.merge import merge
-from keras_crossreg.trainers.reg_stream import RegularizationStream
+from keras_crossreg.trainers.preparation import Preparation
 from keras_crossreg.trainers.rho_schedule import RhoSchedule
 from keras_crossreg.trainers.rho_schedule import default_reg_warmup
 
 
-class CrossRegTrainer(Alternation):
+class CrossRegTrainer(Preparation):
     """Keras's `fit`, with a regularization set.
 
     A backend says how steps are compiled and batches are made, in a subclass.
@@ -34,19 +30,9 @@ class CrossRegTrainer(Alternation):
 
     # ---- What a backend says -------------------------------------------------
 
-    def _make_stream(
-        self, reg_data: Any, batch_size: int | None, position: int
-    ) -> RegularizationStream:
-        """The regularization batches, from this one on."""
-        raise NotImplementedError
-
     def _merge_datasets(self, x: Any, reg_x: Any) -> Any:
         """Two datasets of the backend as one; `None` for other data."""
         return None
-
-    def _build_on_inputs(self, x: Any) -> None:
-        """Creates the variables of the model, from symbolic inputs."""
-        self(x)
 
     def _make_training_call(self) -> Callable[[Any], None]:
         """What calls the model on a batch, in training mode, and no more."""
@@ -189,7 +175,8 @@ class CrossRegTrainer(Alternation):
                     warn_of_reg_data(data, reg_data, validation_data, learning)
             if merge_epochs:
                 merged = merge(data, reg_data, self._merge_datasets)
-                state.finish = Finish(self, switch, epochs, steps)
+                assert steps is not None
+                state.finish = finish = Finish(self, switch, epochs, steps)
                 callbacks = OneRun(
                     callbacks,
                     self,
@@ -207,56 +194,18 @@ class CrossRegTrainer(Alternation):
                 first = max(
                     switch, initial_epoch, _keras.take_initial_epoch(self)
                 )
-                merged_steps = steps_per_epoch or data_lib.num_batches(
+                steps = steps_per_epoch or data_lib.num_batches(
                     merged, batch_size
                 )
-                goes_back = state.finish.begin(first, merged_steps)
-
-                def measure() -> None:
-                    if goes_back:
-                        self._measure_batches(merged, batch_size)
-
-                callbacks.next_phase(merged_steps, measure)
+                assert steps is not None
+                before_steps = None
+                if finish.begin(first, steps):
+                    before_steps = functools.partial(
+                        self._measure_batches, merged, batch_size
+                    )
+                callbacks.next_phase(steps, before_steps)
                 history = keras_fit(merged, callbacks, first, epochs)
             return history
-
-    def _prepare(
-        self,
-        state: FitState,
-        data: Any,
-        reg_data: Any,
-        batch_size: int | None,
-        reg_batch_size: int | None,
-    ) -> Any:
-        """Checks everything that can be checked before a weight moves.
-
-        Returns:
-            The data to train on, `(x, y, sample_weight)`.
-        """
-        like, x = None, data[0]
-        if reg_data is not None or not self._is_built or self._num_replicas > 1:
-            like, x = data_lib.peek(*data)
-        state.train_like = like
-        if reg_data is None:
-            self._build_on(like)
-            self._check_level_sets()
-            data_lib.check_reg_data_is_there(self._learning_rho(), reg_data)
-        else:
-            size = data_lib.batch_size_of(data, batch_size)
-            if reg_batch_size is None and size is not None:
-                reg_batch_size = max(size // 8, self._num_replicas)
-            state.stream = self._make_stream(
-                reg_data,
-                reg_batch_size,
-                position=_keras.count_steps(self.rho_optimizer),
-            )
-            if self._check_reg_batch(like, state.stream.first_batch):
-                self._check_finite(*state.stream.not_finite())
-                state.clear_logs(self._reg_metrics.results())
-            if not self.rho_variables:
-                state.end_stream()
-        self._build_optimizers()
-        return x, *data[1:]
 
     def _measure_batches(self, data: Any, batch_size: int | None) -> None:
         """Measures the moving averages anew, where theta were moved."""
@@ -344,71 +293,3 @@ class CrossRegTrainer(Alternation):
                     for name, value in state.logs.items():
                         logs[name] = float(value)
         return logs
-
-    # ---- Checks, and what is built for them ----------------------------------
-
-    def _check_reg_batch(self, like: Any, batch: Any) -> list[keras.Variable]:
-        """Whether a regularization batch fits the training data and the model.
-
-        `like`: symbolic tensors like the training batch, or `None`. Returns
-        the rho that will learn.
-        """
-        self._build_on(like)
-        self._check_level_sets()
-        learning = self._learning_rho()
-        key = (
-            [id(v) for v in learning],
-            data_lib.describe(like),
-            data_lib.describe(batch),
-        )
-        checked = self._checked
-        if key != checked.key:
-            checked.like = like
-            batch = data_lib.with_ranks_of(like, batch)
-            if like is not None:
-                data_lib.check_batches_match(like, batch)
-            if learning:
-                x, _, _ = keras.utils.unpack_x_y_sample_weight(batch)
-                self._look_at_rows(x)
-                self._check_rho_step(learning, batch)
-                checked.key = key
-            elif not self.rho_variables:
-                warn_of_no_rho()
-            elif not self._rho_frozen:
-                warn_of_held_rho(self.rho_variables)
-            self._build_optimizers()
-        return learning
-
-    def _check_level_sets(self) -> None:
-        for level_set in self._level_sets:
-            if self._num_replicas > 1:
-                raise ValueError(
-                    "Learned regularizers work on one device. Received: "
-                    f"weight={level_set.weight.path} with "
-                    f"regularizer={level_set.regularizer} under a strategy of "
-                    f"{self._num_replicas} replicas"
-                )
-            level_set.check()
-
-    def _build_on(self, batch: Any) -> None:
-        """Creates the variables of a model that has not seen data yet."""
-        if batch is not None and not self._is_built:
-            x, _, _ = keras.utils.unpack_x_y_sample_weight(batch)
-            with self._creation_scope():
-                self._build_on_inputs(x)
-        self._mark_rho()
-
-    def _build_optimizers(self) -> None:
-        """Builds each optimizer on its own variables.
-
-        Keras does it for `optimizer` alone, in `fit` and on loading.
-        """
-        if not self.built:
-            return
-        with self._creation_scope():
-            for optimizer, variables in (
-                (self.optimizer, self.theta_variables),
-                (self.rho_optimizer, self.rho_variables),
-            ):
-                if optimizer is not None and not optimizer.built:
-                    optimizer.build(variables)

@@ -1,0 +1,136 @@
+"""What `fit` and `train_on_batch` check and build before a weight moves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from keras_crossreg import _keras
+from keras_crossreg.trainers import reg_data as data_lib
+from keras_crossreg.trainers.alternation import Alternation
+from keras_crossreg.trainers.fit_state import FitState
+from keras_crossreg.trainers.fit_warnings import warn_of_held_rho
+from keras_crossreg.trainers.fit_warnings import warn_of_no_rho
+from keras_crossreg.trainers.reg_stream import RegularizationStream
+
+
+class Preparation(Alternation):
+    """A regularization set that fits the model, and both as they must be.
+
+    A backend says how batches are made, in a subclass.
+    """
+
+    def _make_stream(
+        self, reg_data: Any, batch_size: int | None, position: int
+    ) -> RegularizationStream:
+        """The regularization batches, from this one on."""
+        raise NotImplementedError
+
+    def _build_on_inputs(self, x: Any) -> None:
+        """Creates the variables of the model, from symbolic inputs."""
+        self(x)
+
+    def _prepare(
+        self,
+        state: FitState,
+        data: Any,
+        reg_data: Any,
+        batch_size: int | None,
+        reg_batch_size: int | None,
+    ) -> Any:
+        """Checks everything that can be checked before a weight moves.
+
+        Returns:
+            The data to train on, `(x, y, sample_weight)`.
+        """
+        like, x = None, data[0]
+        if reg_data is not None or not self._is_built or self._num_replicas > 1:
+            like, x = data_lib.peek(*data)
+        state.train_like = like
+        if reg_data is None:
+            self._build_on(like)
+            self._check_level_sets()
+            data_lib.check_reg_data_is_there(self._learning_rho(), reg_data)
+        else:
+            size = data_lib.batch_size_of(data, batch_size)
+            if reg_batch_size is None and size is not None:
+                reg_batch_size = max(size // 8, self._num_replicas)
+            state.stream = self._make_stream(
+                reg_data,
+                reg_batch_size,
+                position=_keras.count_steps(self.rho_optimizer),
+            )
+            if self._check_reg_batch(like, state.stream.first_batch):
+                self._check_finite(*state.stream.not_finite())
+                state.clear_logs(self._reg_metrics.results())
+            if not self.rho_variables:
+                state.end_stream()
+        self._build_optimizers()
+        return x, *data[1:]
+
+    def _check_reg_batch(self, like: Any, batch: Any) -> list[keras.Variable]:
+        """Whether a regularization batch fits the training data and the model.
+
+        `like`: symbolic tensors like the training batch, or `None`. Returns
+        the rho that will learn.
+        """
+        self._build_on(like)
+        self._check_level_sets()
+        learning = self._learning_rho()
+        key = (
+            [id(v) for v in learning],
+            data_lib.describe(like),
+            data_lib.describe(batch),
+        )
+        checked = self._checked
+        if key != checked.key:
+            checked.like = like
+            batch = data_lib.with_ranks_of(like, batch)
+            if like is not None:
+                data_lib.check_batches_match(like, batch)
+            if learning:
+                x, _, _ = keras.utils.unpack_x_y_sample_weight(batch)
+                self._look_at_rows(x)
+                self._check_rho_step(learning, batch)
+                checked.key = key
+            elif not self.rho_variables:
+                warn_of_no_rho()
+            elif not self._rho_frozen:
+                warn_of_held_rho(self.rho_variables)
+            self._build_optimizers()
+        return learning
+
+    def _check_level_sets(self) -> None:
+        for level_set in self._level_sets:
+            if self._num_replicas > 1:
+                raise ValueError(
+                    "Learned regularizers work on one device. Received: "
+                    f"weight={level_set.weight.path} with "
+                    f"regularizer={level_set.regularizer} under a strategy of "
+                    f"{self._num_replicas} replicas"
+                )
+            level_set.check()
+
+    def _build_on(self, batch: Any) -> None:
+        """Creates the variables of a model that has not seen data yet."""
+        if batch is not None and not self._is_built:
+            x, _, _ = keras.utils.unpack_x_y_sample_weight(batch)
+            with self._creation_scope():
+                self._build_on_inputs(x)
+        self._mark_rho()
+
+    def _build_optimizers(self) -> None:
+        """Builds each optimizer on its own variables.
+
+        Keras does it for `optimizer` alone, in `fit` and on loading.
+        """
+        if not self.built:
+            return
+        with self._creation_scope():
+            for optimizer, variables in (
+                (self.optimizer, self.theta_variables),
+                (self.rho_optimizer, self.rho_variables),
+            ):
+                if optimizer is not None and not optimizer.built:
+                    optimizer.build(variables)
