@@ -32,6 +32,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import logging
 import os
 import pathlib
 import time
@@ -127,12 +128,20 @@ def main(arguments: list[str] | None = None) -> None:
     )
     options = parser.parse_args(arguments)
     if options.table or options.figure:
-        results = report.Results(rows_of(options.out), options)
+        results = report.Results(
+            rows_of(options.out),
+            options.tasks,
+            options.runs,
+            options.seeds,
+            options.ours,
+        )
         if options.table:
             print(results.markdown())
         if options.figure:
             results.draw(options.figure)
         return
+    # Every network is compiled anew, which TensorFlow takes for a mistake.
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
     if failed := run_all(options):
         raise SystemExit("These runs failed:\n" + "\n".join(failed))
 

@@ -13,14 +13,14 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras import ops
+
+import keras_crossreg as kcr
 from comparison.data import Task
 from comparison.networks import NOTHING
 from comparison.networks import Regularizer
 from comparison.scores import Predict
 from comparison.scores import fitted_temperature
-from keras import ops
-
-import keras_crossreg as kcr
 
 SAMPLES = 16
 LEGS = 3
@@ -268,7 +268,7 @@ def tuner(training: Training, restarts: bool) -> Predict:
 
     def settings(hp: Any) -> dict[str, Any]:
         rate = hp.Float("rate", 0.0, 0.6)
-        decay = hp.Float("weight_decay", 1e-4, 1.0, sampling="log")
+        decay = hp.Float("weight_decay", 1e-3, 10.0, sampling="log")
         return dict(regularizer=dropout(rate), decay=decay)
 
     class Search(keras_tuner.BayesianOptimization):
@@ -324,7 +324,7 @@ def all_runs() -> dict[str, Run]:
     for rate in (0.1, 0.25, 0.5):
         simple[f"dropout={rate}"] = fixed(regularizer=dropout(rate))
     simple["noise=0.3"] = fixed(regularizer=gaussian_noise(0.3))
-    for decay in (0.004, 0.04, 0.4):
+    for decay in (0.04, 0.4, 4.0):
         simple[f"adamw={decay}"] = fixed(decay=decay)
     runs = {name: Run(train) for name, train in simple.items()}
     runs["label_smoothing=0.1"] = Run(
@@ -344,5 +344,5 @@ def all_runs() -> dict[str, Run]:
     return runs
 
 
-RESTARTED = ("plain", "dropout=0.25", "dropout=0.5", "noise=0.3", "adamw=0.04")
+RESTARTED = ("plain", "dropout=0.25", "dropout=0.5", "noise=0.3", "adamw=0.4")
 RUNS = all_runs()

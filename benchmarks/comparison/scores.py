@@ -7,12 +7,12 @@ import statistics
 from collections.abc import Callable
 
 import numpy as np
-from comparison.data import Rows
-from comparison.data import Task
 from sklearn.metrics import mean_pinball_loss
 from sklearn.metrics import root_mean_squared_error
 
 import keras_crossreg as kcr
+from comparison.data import Rows
+from comparison.data import Task
 
 Predict = Callable[[np.ndarray], np.ndarray]
 COVERAGE = 0.9
