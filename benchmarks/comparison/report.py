@@ -224,8 +224,9 @@ class Results:
             values = [
                 self.ratio(task, run_of(task) or "", "plain") for task in tasks
             ]
-            places = range(len(tasks))
-            ax.plot(values, places, marker, color=color, ms=8, label=label)
+            if np.isfinite(values).any():
+                places = range(len(tasks))
+                ax.plot(values, places, marker, color=color, ms=8, label=label)
         names = [task.replace("_", " ") for task in tasks]
         for i, task in enumerate(tasks):
             names[i] += " *" if self.is_regression(task) else ""
