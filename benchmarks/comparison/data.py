@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.resources
+import importlib.util
 from typing import Any
 
 import defaults
@@ -21,6 +22,7 @@ from comparison.networks import Body
 from comparison.networks import Regularizer
 from comparison.networks import convolutions_in_time
 from comparison.networks import dense
+from comparison.networks import hub_vgg
 from comparison.networks import image_blocks
 from comparison.networks import recurrent
 from comparison.networks import simple_convnet
@@ -289,6 +291,11 @@ def cifar10_dense(seed: int) -> Task:
     return cifar10(defaults.cifar10_dense(), body)
 
 
+def cifar10_hub(seed: int) -> Task:
+    """The same images for a small VGG of KerasHub, from random weights."""
+    return cifar10(defaults.cifar10_small(), hub_vgg([16, 32, 64], 64))
+
+
 TASKS = {
     "wine": wine,
     "breast_cancer": breast_cancer,
@@ -300,4 +307,11 @@ TASKS = {
     "reviews_gru": reviews_gru,
     "cifar10_small": cifar10_small,
     "cifar10_dense": cifar10_dense,
+    "cifar10_hub": cifar10_hub,
 }
+# KerasHub is in the extra `reference`.
+INSTALLED = [
+    name
+    for name in TASKS
+    if name != "cifar10_hub" or importlib.util.find_spec("keras_hub")
+]

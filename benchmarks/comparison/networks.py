@@ -92,6 +92,27 @@ def simple_convnet(filters: list[int], units: int) -> Body:
     return body
 
 
+def hub_vgg(filters: list[int], units: int) -> Body:
+    """KerasHub's VGG; the places are in its dense head, as there."""
+
+    def body(x: Any, regularizer: Regularizer) -> Any:
+        try:
+            import keras_hub
+        except ImportError as error:
+            raise SystemExit(
+                "This task needs KerasHub: pip install keras-hub"
+            ) from error
+        backbone = keras_hub.models.VGGBackbone(
+            stackwise_num_repeats=[2] * len(filters),
+            stackwise_num_filters=filters,
+            image_shape=x.shape[1:],
+        )
+        x = keras.layers.Flatten()(backbone(x))
+        return hidden_layers(x, [units] * 2, regularizer, normalized=False)
+
+    return body
+
+
 def convolutions_in_time(filters: list[int], units: int) -> Body:
     def body(x: Any, regularizer: Regularizer) -> Any:
         for count in filters:
