@@ -325,7 +325,7 @@ def all_runs() -> dict[str, Run]:
         simple[f"dropout={rate}"] = fixed(regularizer=dropout(rate))
     simple["noise=0.3"] = fixed(regularizer=gaussian_noise(0.3))
     for decay in (0.04, 0.4, 4.0):
-        simple[f"adamw={decay}"] = fixed(decay=decay)
+        simple[f"adamw={decay:g}"] = fixed(decay=decay)
     runs = {name: Run(train) for name, train in simple.items()}
     runs["label_smoothing=0.1"] = Run(
         fixed(smoothing=0.1), for_regression=False
