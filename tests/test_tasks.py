@@ -175,6 +175,16 @@ def test_the_temperature_makes_up_for_logits_that_are_too_large(script):
     np.testing.assert_allclose(fitted(rows[0]), p, atol=0.03)
 
 
+def test_rows_without_an_error_make_no_one_certain(script):
+    p = np.array([[0.9, 0.1], [0.2, 0.8]])
+    fitted = script("comparison.scores").fitted_temperature(
+        lambda x: p[x], (np.arange(2), np.array([0, 1]))
+    )
+    # A temperature of a half squares the odds.
+    expected = [[81 / 82, 1 / 82], [1 / 17, 16 / 17]]
+    np.testing.assert_allclose(fitted(np.arange(2)), expected, atol=1e-4)
+
+
 def test_restarts_shrink_what_batch_normalization_expects(script):
     model = keras.Sequential(
         [

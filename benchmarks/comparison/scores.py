@@ -69,7 +69,11 @@ def of_means(
 
 
 def fitted_temperature(predict: Predict, rows: Rows) -> Predict:
-    """Guo et al. (2017): one scale of the logits, by the NLL of the rows."""
+    """Guo et al. (2017): one scale of the logits, by the NLL of the rows.
+
+    Rows that are all predicted right ask for a temperature of 0, which no one
+    would use: it is a half at least.
+    """
     from scipy.optimize import minimize_scalar
 
     x, y = rows
@@ -84,8 +88,8 @@ def fitted_temperature(predict: Predict, rows: Rows) -> Predict:
         p = scaled(logits, log_temperature)
         return float(-np.log(p[np.arange(len(y)), y]).mean())
 
-    # From a hundredth to a hundred.
-    best = minimize_scalar(nll, bounds=(-4.6, 4.6), method="bounded").x
+    bounds = math.log(0.5), math.log(100.0)
+    best = minimize_scalar(nll, bounds=bounds, method="bounded").x
     return lambda x: scaled(logarithm(predict(x)), best)
 
 
