@@ -1,0 +1,208 @@
+"""The first-order gradient of noise in which theta's answer has a part."""
+
+import keras
+import numpy as np
+import pytest
+from helpers import compile_model
+from helpers import fit
+from helpers import make_data
+from helpers import make_model
+from helpers import values
+
+import keras_crossreg as kcr
+from keras_crossreg.hypergradients import GeneralizationGap
+
+ROWS = 12
+
+SHARED = pytest.mark.filterwarnings("ignore:12 of 12 regularization examples")
+
+
+def one_step(
+    hypergradient, data=None, reg=None, reg_batch_size=ROWS, **arguments
+):
+    """What a rho step adds to each rho, at a rate of 1 and theta that rest."""
+    model = compile_model(
+        make_model(),
+        optimizer=keras.optimizers.SGD(0.0),
+        rho_optimizer=keras.optimizers.SGD(1.0),
+        hypergradient=hypergradient,
+        **arguments,
+    )
+    norm = next(la for la in model.layers if "norm" in la.name)
+    norm.momentum = 1.0
+    norm.moving_mean.assign([0.1, -0.2, 0.3, 0.0])
+    norm.moving_variance.assign([0.5, 1.5, 0.7, 2.0])
+    before = values(model.rho_variables)
+    x, y, *weight = data or make_data(ROWS)
+    model.fit(
+        x,
+        y,
+        sample_weight=weight[0] if weight else None,
+        reg_data=reg or make_data(ROWS, seed=1),
+        reg_batch_size=reg_batch_size,
+        batch_size=ROWS,
+        shuffle=False,
+        verbose=0,
+    )
+    after = values(model.rho_variables)
+    return np.concatenate(
+        [np.ravel(a - b) for a, b in zip(after, before, strict=True)]
+    )
+
+
+def test_a_factor_of_one_is_the_direct_gradient():
+    np.testing.assert_allclose(
+        one_step(GeneralizationGap(1.0)), one_step("direct"), rtol=1e-4
+    )
+
+
+def test_the_factor_multiplies_the_difference():
+    steps = [one_step(GeneralizationGap(c)) for c in (1.0, 2.0, 4.0)]
+    assert abs(steps[1] - steps[0]) > 1e-4
+    np.testing.assert_allclose(
+        steps[2] - steps[0], 3 * (steps[1] - steps[0]), rtol=1e-3
+    )
+
+
+def test_by_name_the_factor_is_two():
+    np.testing.assert_array_equal(
+        one_step("gap"), one_step(GeneralizationGap(2.0))
+    )
+
+
+@SHARED
+@pytest.mark.parametrize("run_eagerly", [True, False])
+def test_against_direct_gradients_of_both_sets(run_eagerly):
+    """With so many samples, those of two runs differ by a per cent."""
+    options = dict(num_samples=4000, run_eagerly=run_eagerly)
+    options["samples_per_pass"] = 4000
+    reg, (x, y) = make_data(ROWS, seed=1), make_data(ROWS)
+    train = (3 * x, y)
+    of_reg = one_step("direct", train, reg, **options)
+    of_train = one_step("direct", train, train, **options)
+    assert abs(of_reg - of_train) > 0.5 * abs(of_reg)
+    found = one_step(GeneralizationGap(3.0), train, reg, **options)
+    # Each gradient is a mean over 4000 draws for each of 12 rows, whose
+    # deviation is below ten times the gradient: 5 % is ten deviations.
+    np.testing.assert_allclose(
+        found,
+        of_train + 3 * (of_reg - of_train),
+        rtol=0.05,
+    )
+
+
+@SHARED
+def test_no_gap_where_both_sets_are_one():
+    """The samples are others: so many differ little."""
+    options = dict(num_samples=4000, samples_per_pass=4000)
+    data = make_data(ROWS)
+    np.testing.assert_allclose(
+        one_step(GeneralizationGap(2.0), data, data, **options),
+        one_step("direct", data, data, **options),
+        rtol=0.05,
+    )
+
+
+@pytest.mark.filterwarnings("ignore:1 rho learn from 4")
+def test_as_many_training_examples_as_there_are_in_the_regularization_batch():
+    x, y = make_data(ROWS)
+    # What comes behind the first four rows does not count.
+    other = np.concatenate([x[:4], -5 * x[4:]])
+    found = [
+        one_step("gap", (x, y), make_data(4, seed=1), reg_batch_size=4)
+        for x in (x, other)
+    ]
+    np.testing.assert_array_equal(*found)
+    found = [
+        one_step(GeneralizationGap(batch_size=size), (x, y), reg_batch_size=12)
+        for size in (4, 12)
+    ]
+    assert abs(found[0] - found[1]) > 1e-4
+
+
+def test_weights_count_where_the_regularization_batch_has_them():
+    x, y = make_data(ROWS)
+    weighted = (x, y, np.linspace(0.1, 5.0, ROWS))
+    reg = make_data(ROWS, seed=1)
+    np.testing.assert_array_equal(
+        one_step("gap", weighted), one_step("gap", (x, y))
+    )
+    ones = np.ones(ROWS)
+    np.testing.assert_allclose(
+        one_step("gap", (x, y, ones), (*reg, ones)),
+        one_step("gap", (x, y), reg),
+        rtol=1e-4,
+    )
+    found = one_step("gap", weighted, (*reg, ones))
+    assert abs(found - one_step("gap", (x, y), reg)) > 1e-4
+
+
+@pytest.mark.filterwarnings("ignore:3 rho learn from 12")
+def test_norms_and_temperatures_have_the_direct_gradient():
+    steps = []
+    for hypergradient in ("direct", GeneralizationGap(3.0)):
+        keras.utils.set_random_seed(0)
+        inputs = keras.Input((3,))
+        dense = keras.layers.Dense(
+            4, kernel_regularizer=kcr.regularizers.LearnedL2()
+        )
+        x = kcr.layers.NormMagnitude(dense_of(4))(dense(inputs))
+        x = kcr.layers.Temperature()(keras.layers.Dense(2)(x))
+        model = kcr.CrossRegModel(inputs, keras.layers.Softmax()(x))
+        compile_model(model, hypergradient=hypergradient)
+        fit(model, epochs=2)
+        steps.append(values(model.rho_variables))
+    assert len(steps[0]) == 3
+    for direct, gap in zip(*steps, strict=True):
+        np.testing.assert_array_equal(direct, gap)
+
+
+def dense_of(units):
+    return keras.layers.Dense(units, use_bias=False)
+
+
+def test_train_on_batch():
+    model = compile_model(
+        make_model(), hypergradient="gap", optimizer=keras.optimizers.SGD(0.0)
+    )
+    direct = compile_model(make_model(), optimizer=keras.optimizers.SGD(0.0))
+    for each in (model, direct):
+        each.train_on_batch(*make_data(8), reg_data=make_data(12, seed=1))
+    assert model.get_rho() != direct.get_rho()
+
+
+def test_several_steps_in_one_execution():
+    runs = []
+    for steps in (1, 3):
+        model = compile_model(
+            make_model(),
+            hypergradient="gap",
+            reg_freq=3,
+            steps_per_execution=steps,
+            run_eagerly=False,
+        )
+        fit(model, epochs=2)
+        runs.append(values(model.rho_variables + model.theta_variables))
+    for one, three in zip(*runs, strict=True):
+        np.testing.assert_allclose(one, three, rtol=1e-5)
+
+
+def test_saved_with_the_model(tmp_path):
+    model = compile_model(make_model(), hypergradient=GeneralizationGap(1.5, 4))
+    fit(model)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    config = loaded.compile_options.hypergradient.get_config()
+    assert config == {"factor": 1.5, "batch_size": 4}
+
+
+@pytest.mark.parametrize("factor", [0.5, -1, float("nan"), float("inf"), "2"])
+def test_a_factor_out_of_range(factor):
+    message = f"`factor` must be a finite.*Received: factor={factor}$"
+    with pytest.raises(ValueError, match=message):
+        GeneralizationGap(factor)
+
+
+def test_a_batch_size_out_of_range():
+    with pytest.raises(ValueError, match="Received: batch_size=0$"):
+        GeneralizationGap(batch_size=0)
