@@ -25,6 +25,7 @@ from comparison.scores import fitted_temperature
 SAMPLES = 16
 LEGS = 3
 TRIALS = 20
+HYPERGRADIENTS = ("direct", "gap")
 
 
 @keras.saving.register_keras_serializable("keras_crossreg_benchmarks")
@@ -79,6 +80,7 @@ class Training:
         steps: int,
         decay: float = 0.0,
         smoothing: float = 0.0,
+        **special: Any,
     ) -> None:
         rate = keras.optimizers.schedules.CosineDecay(
             self.task.learning_rate, max(steps, 1)
@@ -91,7 +93,7 @@ class Training:
             loss = "mean_squared_error"
         elif smoothing:
             loss = smoothed(smoothing)
-        model.compile(optimizer, loss)
+        model.compile(optimizer, loss, **special)
 
     def steps(self, rows: int, epochs: int) -> int:
         return -(-rows // self.task.batch_size) * epochs
@@ -131,19 +133,20 @@ class Training:
             self.fit(model, part, len(leg), **options)
         return model
 
-    def learned(self, kind: str, finish: bool, refit: bool) -> keras.Model:
+    def learned(self, kind: str, *variants: str) -> keras.Model:
         """A network whose regularization was learned."""
+        special = {}
+        for name in HYPERGRADIENTS:
+            if name in variants:
+                special["hypergradient"] = name
         task = self.task
         if kind == "learn":
             model = kcr.learn_regularizers(task.build(dropout(0.25)))
         else:
             model = task.build(OURS[kind], kcr.CrossRegModel)
-        merged = max(1, round(task.epochs / 4)) if finish else 0
+        merged = max(1, round(task.epochs / 4)) if "finish" in variants else 0
         (x, _), (x_reg, _) = task.part("train"), task.part("reg")
-        alone = task.epochs - merged
-        steps = self.steps(len(x), alone)
-        steps += self.steps(len(x) + len(x_reg), merged)
-        self.compile(model, steps)
+        self.compile(model, self.steps(len(x), task.epochs), **special)
         self.fit(
             model,
             "train",
@@ -159,7 +162,7 @@ class Training:
             key: np.round(value, 4).tolist()
             for key, value in model.get_rho().items()
         }
-        if refit:
+        if "refit" in variants:
             data = task.part("train+reg")
             model = kcr.refit(
                 model,
@@ -297,9 +300,9 @@ def tuner(training: Training, restarts: bool) -> Predict:
     return of(training.fixed(**settings(best)))
 
 
-def ours(kind: str, finish: bool, refit: bool) -> Any:
+def ours(kind: str, *variants: str) -> Callable[[Training, bool], Predict]:
     def run(training: Training, restarts: bool) -> Predict:
-        return of(training.learned(kind, finish, refit))
+        return of(training.learned(kind, *variants))
 
     return run
 
@@ -338,9 +341,10 @@ def all_runs() -> dict[str, Run]:
     for name in RESTARTED:
         runs[f"{name}+restarts"] = Run(simple[name], restarts=True)
     for kind in (*OURS, "learn"):
-        for suffix in ("", "+finish", "+refit"):
-            train = ours(kind, suffix == "+finish", suffix == "+refit")
-            runs[f"ours={kind}{suffix}"] = Run(train)
+        for end in ((), ("finish",), ("refit",)):
+            for how in ((), *((name,) for name in HYPERGRADIENTS)):
+                name = "+".join([f"ours={kind}", *how, *end])
+                runs[name] = Run(ours(kind, *how, *end))
     return runs
 
 

@@ -205,7 +205,7 @@ def one_batch(reg_data: Any) -> Any:
 
 
 def batch_rows(batch: Any) -> Any:
-    """Examples in a batch of tensors; a tensor where the shape leaves it open."""
+    """Examples in a batch; a tensor where its shape leaves it open."""
     first = next(a for a in tree.flatten(batch) if a is not None)
     return ops.shape(first)[0]
 
