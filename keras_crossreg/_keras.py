@@ -92,6 +92,7 @@ __all__ = [
     "receive_sampling",
     "set_keras_mask",
     "set_lower_is_better",
+    "set_steps",
     "slice_tensorflow_sparse_wrapper",
     "take_initial_epoch",
     "train_validation_split",
@@ -320,3 +321,8 @@ def count_steps(optimizer: Any) -> int:
     if optimizer is None:
         return 0
     return int(inner_optimizer(optimizer)._iterations.numpy())
+
+
+def set_steps(optimizer: Any, steps: int) -> None:
+    """Sets what `count_steps` counts, which has no public name."""
+    inner_optimizer(optimizer)._iterations.assign(steps)

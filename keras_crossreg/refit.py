@@ -22,9 +22,10 @@ def refit(
     y: Any = None,
     *,
     schedule: RhoHistory | None = None,
+    warm: bool = False,
     **fit_arguments: Any,
 ) -> CrossRegModel:
-    """Trains a fresh copy on all the data, with the learned rho frozen.
+    """Trains a copy on all the data, with the learned rho frozen.
 
     A run that learns its regularization gets it late, when theta has already
     memorized, and without the examples that it held out. The second run has
@@ -35,6 +36,14 @@ def refit(
     `trainable=False`, and layers that were adapted to data, such as
     `keras.layers.Normalization`, keep their state.
 
+    With `warm=True` theta start from those of `model`, shrunk and perturbed:
+    half of them, and a tenth of weights drawn anew; one-dimensional weights,
+    such as biases, half way between both. Moving averages of batch
+    normalization are measured anew. A quarter of the epochs, or half of them,
+    is then enough: a learning rate schedule runs through the epochs that there
+    are as far as it came in `model`. Not for a network that was pretrained,
+    whose kernels would suffer.
+
     Args:
         model: A compiled `CrossRegModel` that has learned its rho.
         x: All the data: training and regularization examples together. Every
@@ -44,6 +53,8 @@ def refit(
             replay it: rho then follow what they were at the same part of that
             run, epoch by epoch, and end at its last values. `None` for the
             values of `model` from the first step. Defaults to `None`.
+        warm: Boolean. Whether theta start from those of `model`, and not from
+            weights drawn anew. Defaults to `False`.
         **fit_arguments: Arguments of `keras.Model.fit`, such as `epochs`,
             `batch_size` and `validation_data`.
 

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from keras.optimizers.schedules import LearningRateSchedule
-
 from keras_crossreg._keras import count_steps
-from keras_crossreg._keras import inner_optimizer
-from keras_crossreg._keras import learning_rate_of
 from keras_crossreg.trainers.restart import Start
 from keras_crossreg.trainers.stretched_schedule import StretchedSchedule
 
@@ -31,12 +27,7 @@ class Finish:
         self._epochs = epochs
         self._steps = steps
         self._start = Start(model)
-        self._optimizer = inner_optimizer(model.optimizer)
-        self._schedule: StretchedSchedule | None = None
-        schedule = learning_rate_of(self._optimizer)
-        if switch and isinstance(schedule, LearningRateSchedule):
-            self._schedule = StretchedSchedule(schedule)
-            self._set_learning_rate(self._schedule)
+        self._schedule = StretchedSchedule.of(model) if switch else None
 
     def begin(self, first: int, steps: int) -> bool:
         """Before the first epoch of the finish that this `fit` trains.
@@ -61,7 +52,7 @@ class Finish:
             taken = (first - self._switch) * steps
             finish = (self._epochs - self._switch) * steps
             self._schedule.stretch(
-                origin=count_steps(self._optimizer) - taken,
+                origin=count_steps(self._model.optimizer) - taken,
                 factor=max(1.0, self._epochs * self._steps / finish),
             )
         return goes_back
@@ -69,9 +60,4 @@ class Finish:
     def end(self) -> None:
         """Gives the optimizer its own schedule again."""
         if self._schedule is not None:
-            self._set_learning_rate(self._schedule.schedule)
-
-    def _set_learning_rate(self, schedule: Any) -> None:
-        self._optimizer.learning_rate = schedule
-        # The compiled step knows the schedule that it was compiled with.
-        self._model.train_function = None
+            self._schedule.remove()

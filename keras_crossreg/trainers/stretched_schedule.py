@@ -6,21 +6,36 @@ from typing import Any
 
 import keras
 from keras import ops
+from keras.optimizers.schedules import LearningRateSchedule
+
+from keras_crossreg._keras import count_steps
+from keras_crossreg._keras import inner_optimizer
+from keras_crossreg._keras import learning_rate_of
+from keras_crossreg._keras import set_steps
 
 
-class StretchedSchedule(keras.optimizers.schedules.LearningRateSchedule):
-    """`schedule(origin + factor * (step - origin))`.
+class StretchedSchedule(LearningRateSchedule):
+    """`schedule(origin + factor * (step - origin))`, in the place of another.
 
-    Both are variables, so that a compiled step takes new ones: at first, a
-    factor of 1.
+    Both are variables, so that a compiled step takes new ones. At first the
+    factor is 1.
 
     Args:
-        schedule: A `keras.optimizers.schedules.LearningRateSchedule`.
+        model: A compiled model. The schedule is that of its optimizer, whose
+            place this one takes until `remove()`.
     """
 
-    def __init__(self, schedule: Any) -> None:
+    @classmethod
+    def of(cls, model: Any) -> StretchedSchedule | None:
+        """`None` where the learning rate comes from no schedule."""
+        rate = learning_rate_of(inner_optimizer(model.optimizer))
+        return cls(model) if isinstance(rate, LearningRateSchedule) else None
+
+    def __init__(self, model: Any) -> None:
         super().__init__()
-        self.schedule = schedule
+        self._model = model
+        self._optimizer = inner_optimizer(model.optimizer)
+        self._schedule = learning_rate_of(self._optimizer)
         self._origin, self._factor = (
             keras.Variable(value, dtype=dtype, trainable=False, name=name)
             for value, dtype, name in (
@@ -28,17 +43,31 @@ class StretchedSchedule(keras.optimizers.schedules.LearningRateSchedule):
                 (1.0, "float32", "factor"),
             )
         )
+        self._set(self)
 
     def stretch(self, origin: int, factor: float) -> None:
+        """From this step on, by this factor."""
         self._origin.assign(origin)
         self._factor.assign(factor)
 
+    def remove(self) -> None:
+        """Leaves the optimizer at that step of its own schedule."""
+        steps = self._stretched(count_steps(self._optimizer))
+        set_steps(self._optimizer, int(ops.convert_to_numpy(steps)))
+        self._set(self._schedule)
+
     def __call__(self, step: Any) -> Any:
+        return self._schedule(self._stretched(step))
+
+    def _stretched(self, step: Any) -> Any:
         since = ops.cast(step, "int32") - self._origin
-        stretched = self._factor * ops.cast(since, "float32")
-        stretched = self._origin + ops.cast(ops.round(stretched), "int32")
-        return self.schedule(stretched)
+        since = self._factor * ops.cast(since, "float32")
+        return self._origin + ops.cast(ops.round(since), "int32")
+
+    def _set(self, schedule: Any) -> None:
+        self._optimizer.learning_rate = schedule
+        # A compiled step has the schedule that it was compiled with.
+        self._model.train_function = None
 
     def get_config(self) -> dict[str, Any]:
-        # Files get the schedule that `compile` was given.
-        return {"schedule": self.schedule}
+        raise NotImplementedError("It is not saved: files get the user's own.")

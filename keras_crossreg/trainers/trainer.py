@@ -201,14 +201,19 @@ class CrossRegTrainer(Preparation):
                 before_steps = None
                 if finish.begin(first, steps):
                     before_steps = functools.partial(
-                        self._measure_batches, merged, batch_size
+                        self.measure_moving_averages, merged, batch_size
                     )
                 callbacks.next_phase(steps, before_steps)
                 history = keras_fit(merged, callbacks, first, epochs)
             return history
 
-    def _measure_batches(self, data: Any, batch_size: int | None) -> None:
-        """Measures the moving averages anew, where theta were moved."""
+    def measure_moving_averages(
+        self, data: Any, batch_size: int | None = None
+    ) -> None:
+        """Measures those of batch normalization, where theta were moved.
+
+        `data`: as a tuple `(x, y, sample_weight)`, to take batches from.
+        """
         size = data_lib.batch_size_of(data, batch_size)
         stream = self._make_stream(data, size, position=0)
         count = batch_statistics.NUM_BATCHES
