@@ -1,0 +1,240 @@
+"""Layers inside of layers: where they are, and others in their place."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+
+from keras_crossreg._keras import Functional
+from keras_crossreg._keras import all_layers
+from keras_crossreg._keras import keep_registered_name
+from keras_crossreg._keras import replace_sublayer
+
+#: Keys that lead from a layer to what is in it: names of attributes, indices
+#: of lists, keys of dicts.
+Path = tuple[Any, ...]
+
+
+def _bookkeeping() -> set[str]:
+    """What Keras and its backend keep in every layer and model."""
+    names: set[str] = set()
+    for probe in keras.layers.Layer(), keras.Model():
+        probe.inner = keras.layers.Layer()
+        probe.inners = [probe.inner]
+        names |= set(vars(probe)) - {"inner", "inners"}
+    return names
+
+
+_BOOKKEEPING = _bookkeeping()
+_CONTAINERS = (list, tuple, dict)
+#: Models that know their layers in more than one place.
+GRAPHS = (Functional, keras.Sequential)
+
+
+def members(holder: Any) -> list[tuple[Any, Any]]:
+    """What a layer or a container has, by key: layers, weights, containers."""
+    if isinstance(holder, dict):
+        found = list(holder.items())
+    elif isinstance(holder, (list, tuple)):
+        found = list(enumerate(holder))
+    else:
+        own = vars(holder).items()
+        found = [(k, v) for k, v in own if k not in _BOOKKEEPING]
+    kinds = (keras.layers.Layer, keras.Variable, *_CONTAINERS)
+    return [(k, v) for k, v in found if isinstance(v, kinds)]
+
+
+def inner_layers(holder: Any) -> Iterator[tuple[Path, Any]]:
+    """The layers directly in a layer, in containers of any depth too."""
+    for key, value in members(holder):
+        if isinstance(value, keras.layers.Layer):
+            yield (key,), value
+        elif isinstance(value, _CONTAINERS):
+            for path, layer in inner_layers(value):
+                yield (key, *path), layer
+
+
+def find(holder: Any, path: Path) -> Any:
+    """What a path leads to; `None` where nothing is there, or not yet."""
+    for key in path:
+        if isinstance(holder, (list, tuple)):
+            holder = holder[key] if key < len(holder) else None
+        elif isinstance(holder, dict):
+            holder = holder.get(key)
+        else:
+            holder = getattr(holder, key, None)
+        if holder is None:
+            return None
+    return holder
+
+
+def layer_pairs(old: Any, new: Any) -> Iterator[tuple[Any, Any]]:
+    """A layer and its copy, and so with all the layers in them."""
+    seen: set[int] = set()
+    stack = [(old, new)]
+    while stack:
+        one, other = stack.pop()
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        yield one, other
+        if isinstance(one, GRAPHS):
+            inner = all_layers(one), all_layers(other)
+            if len(inner[0]) == len(inner[1]):
+                yield from zip(*inner, strict=True)
+            continue
+        for path, layer in inner_layers(one):
+            copy = find(other, path)
+            if isinstance(copy, keras.layers.Layer):
+                stack.append((layer, copy))
+
+
+class PartsLayer:
+    """What a class derived from that of a layer adds: parts of other kinds.
+
+    A layer makes its own dropouts, some in its constructor, some in `build`.
+    The derived class has all that the layer has, and puts parts in the place
+    of what was made there. In a file it is the config of the layer beside
+    those of the parts.
+    """
+
+    #: Which of the classes here a derived one adds to that of a layer.
+    kind: type | None = None
+    #: The config of the layer, and the parts by their paths. Both are
+    #: functions, as Keras would track what is in a list or a dict.
+    plain_config: Callable[[], dict[str, Any]]
+    given_parts: Callable[[], list[tuple[Path, Any]]]
+
+    def put_parts(self) -> None:
+        """Puts parts where there is something in whose place they go."""
+        given = getattr(self, "given_parts", None)
+        for path, part in given() if given else ():
+            put(self, path, part)
+
+    def get_config(self) -> dict[str, Any]:
+        plain: Any = self.plain_config()
+        if "trainable" in plain["config"]:
+            plain["config"] = {**plain["config"], "trainable": self.trainable}
+        # A part that goes to several places is one part in a file too.
+        places: dict[int, tuple[Any, list[Any]]] = {}
+        for path, part in self.given_parts():
+            places.setdefault(id(part), (part, []))[1].append(list(path))
+        parts = [
+            [paths, keras.saving.serialize_keras_object(part)]
+            for part, paths in places.values()
+        ]
+        return {"layer": plain, "parts": parts}
+
+    @classmethod
+    def from_config(
+        cls, config: dict[str, Any], custom_objects: Any = None
+    ) -> Any:
+        read = functools.partial(
+            keras.saving.deserialize_keras_object,
+            custom_objects=custom_objects,
+        )
+        parts = []
+        for paths, part_config in config["parts"]:
+            part = read(part_config)
+            parts += [(tuple(path), part) for path in paths]
+        return with_parts(read(config["layer"]), parts, cls.kind or cls)
+
+    trainable: Any
+
+
+@keras.saving.register_keras_serializable(package="keras_crossreg")
+class LayerWithParts(PartsLayer):
+    """Any layer but those that have more to change; see `derive`."""
+
+
+def put(layer: Any, path: Path, part: Any) -> None:
+    """Puts a part in its place, if there is something there already."""
+    *way, key = path
+    owner, holder = layer, layer
+    for step in way:
+        holder = find(holder, (step,))
+        if holder is None:
+            return
+        if isinstance(holder, keras.layers.Layer):
+            owner = holder
+    there = find(holder, (key,))
+    if isinstance(part, keras.regularizers.Regularizer):
+        if there is not None:
+            there.regularizer = part
+    elif isinstance(there, keras.layers.Layer) and there is not part:
+        replace_sublayer(owner, holder, key, part)
+
+
+def with_parts(
+    layer: Any, parts: list[tuple[Path, Any]], kind: type = LayerWithParts
+) -> Any:
+    """A copy of a layer, without its weights, with parts put in.
+
+    Args:
+        layer: The layer. It is not changed.
+        parts: Pairs of a path and of the layer that goes there, or of the
+            regularizer of the weight there.
+        kind: What the class of the copy adds to that of the layer.
+
+    Raises:
+        NotImplementedError, TypeError, ValueError: If the layer has no config
+            to be copied from.
+    """
+    plain = _unbuilt(keras.saving.serialize_keras_object(layer))
+    cls = derive(kind, type(layer))
+    from_config: Any = type(layer).from_config  # type: ignore[attr-defined]
+    copy = getattr(from_config, "__func__", from_config)(
+        cls, _unbuilt(layer.get_config())
+    )
+    if not isinstance(copy, cls):
+        raise TypeError(
+            f"`{type(layer).__name__}.from_config` does not make an object of "
+            "the class that it is called on"
+        )
+    copy.plain_config = lambda: dict(plain)
+    copy.given_parts = lambda: parts
+    copy.put_parts()
+    return copy
+
+
+def _unbuilt(config: Any) -> Any:
+    """A config whose layers are built with the layer that holds them.
+
+    Those that come with a `build_config` would be built too early to take
+    parts.
+    """
+    if isinstance(config, dict):
+        return {
+            key: _unbuilt(value)
+            for key, value in config.items()
+            if key != "build_config"
+        }
+    if isinstance(config, (list, tuple)):
+        return type(config)(map(_unbuilt, config))
+    return config
+
+
+@functools.cache
+def derive(kind: type, original: type) -> type:
+    """A class derived from that of a layer, which builds as that one does."""
+
+    @functools.wraps(original.build)  # type: ignore[attr-defined]
+    def build(self: Any, *args: Any, **kwargs: Any) -> None:
+        original.build(self, *args, **kwargs)  # type: ignore[attr-defined]
+        # Layers lock themselves at the end of this.
+        self.put_parts()
+
+    namespace = {
+        "__module__": original.__module__,
+        "__qualname__": original.__qualname__,
+        "__doc__": original.__doc__,
+        "kind": kind,
+        "build": build,
+    }
+    cls = type(original.__name__, (kind, original), namespace)
+    keep_registered_name(cls, kind)
+    return cls
