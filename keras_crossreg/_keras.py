@@ -88,7 +88,7 @@ __all__ = [
     "optimized_variables",
     "producing_node",
     "receive_sampling",
-    "replace_sublayer",
+    "replace_tracked",
     "set_keras_mask",
     "set_lower_is_better",
     "slice_tensorflow_sparse_wrapper",
@@ -166,30 +166,20 @@ def receive_sampling(layer: Any) -> None:
     layer._register_call_context_args("sampling")
 
 
-def replace_sublayer(layer: Any, holder: Any, key: Any, new: Any) -> None:
-    """Puts a layer in the place of one that another layer holds.
+def replace_tracked(layer: Any, old: Any, new: Any) -> None:
+    """Replaces a layer in the list of those that another layer has.
 
     Layers that are built take no more layers, and forget none that was
-    overwritten. In the list of them the new one stands where the old one did,
-    so that weights keep their order.
-
-    Args:
-        layer: The layer whose list it is.
-        holder: That layer, or a list or a dict of it.
-        key: The name of the attribute, the index or the key.
-        new: The layer to put there.
+    overwritten. The new one stands where the old one did, so that weights keep
+    their order.
     """
-    old = getattr(layer, key) if holder is layer else holder[key]
     tracker = layer._tracker
-    if tracker.is_in_store("layers", old):
-        if tracker.is_in_store("layers", new):
-            tracker.untrack(old)
-        else:
-            tracker.replace_tracked_value("layers", old, new)
-    if holder is layer:
-        setattr(layer, key, new)
+    if not tracker.is_in_store("layers", old):
+        return
+    if tracker.is_in_store("layers", new):
+        tracker.untrack(old)
     else:
-        holder[key] = new
+        tracker.replace_tracked_value("layers", old, new)
 
 
 def keep_registered_name(cls: type, parent: type) -> None:

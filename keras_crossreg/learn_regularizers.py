@@ -124,16 +124,12 @@ def _check_some(run: LearnedClone, model: keras.Model) -> None:
         for row in run.rows
         if isinstance(row.form, Left)
     ]
+    found = "; ".join(left) or (
+        "no dropout, no noise, no random image layer and no weight regularizer"
+    )
     raise ValueError(
-        "The model has nothing whose strength can be learned"
-        + (f". Left as they are: {'; '.join(left)}. " if left else ": no ")
-        + (
-            ""
-            if left
-            else "dropout, no noise, no random image layer and no weight "
-            "regularizer of Keras. "
-        )
-        + "Put learned noise into it by `keras_crossreg.add_noise(model)`. "
+        f"The model has nothing whose strength can be learned: {found}. Put "
+        "learned noise into it by `keras_crossreg.add_noise(model)`. "
         f"Received: model={model} of type {type(model).__name__}"
     )
 

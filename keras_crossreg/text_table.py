@@ -39,7 +39,7 @@ def print_table(
         show_lines=True,
     )
     for name, justify in columns.items():
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+        table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
     for row in rows:
         table.add_row(*map(rich.markup.escape, row))
     console = rich.console.Console(

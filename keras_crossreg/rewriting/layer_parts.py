@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -12,7 +13,8 @@ import keras
 from keras_crossreg._keras import Functional
 from keras_crossreg._keras import all_layers
 from keras_crossreg._keras import keep_registered_name
-from keras_crossreg._keras import replace_sublayer
+from keras_crossreg._keras import replace_tracked
+from keras_crossreg.layers.rho_layer import RhoLayer
 
 #: Keys that lead from a layer to what is in it: names of attributes, indices
 #: of lists, keys of dicts.
@@ -111,9 +113,26 @@ class PartsLayer:
 
     def put_parts(self) -> None:
         """Puts parts where there is something in whose place they go."""
-        given = getattr(self, "given_parts", None)
-        for path, part in given() if given else ():
+        for path, part in self.parts_to_put():
             put(self, path, part)
+
+    def parts_to_put(self) -> list[tuple[Path, Any]]:
+        # A layer may build itself in its constructor.
+        given = getattr(self, "given_parts", None)
+        return given() if given else []
+
+    def build_parts(self) -> None:
+        """Gives layers that learn their rho, under the names on the way."""
+        for path, part in self.parts_to_put():
+            if isinstance(part, RhoLayer) and not part.built:
+                with contextlib.ExitStack() as scopes:
+                    for end in range(1, len(path)):
+                        layer = find(self, path[:end])
+                        if isinstance(layer, keras.layers.Layer):
+                            scopes.enter_context(keras.name_scope(layer.name))
+                    # One rho has no need of a shape, and any image will do.
+                    shape = getattr(part, "noise_shape", None)
+                    part.build(shape or (None,) * 4)
 
     def get_config(self) -> dict[str, Any]:
         plain: Any = self.plain_config()
@@ -124,7 +143,7 @@ class PartsLayer:
         for path, part in self.given_parts():
             places.setdefault(id(part), (part, []))[1].append(list(path))
         parts = [
-            [paths, keras.saving.serialize_keras_object(part)]
+            [paths, _unbuilt(keras.saving.serialize_keras_object(part))]
             for part, paths in places.values()
         ]
         return {"layer": plain, "parts": parts}
@@ -153,20 +172,33 @@ class LayerWithParts(PartsLayer):
 
 def put(layer: Any, path: Path, part: Any) -> None:
     """Puts a part in its place, if there is something there already."""
-    *way, key = path
-    owner, holder = layer, layer
-    for step in way:
-        holder = find(holder, (step,))
-        if holder is None:
-            return
-        if isinstance(holder, keras.layers.Layer):
-            owner = holder
-    there = find(holder, (key,))
+    there = find(layer, path)
     if isinstance(part, keras.regularizers.Regularizer):
         if there is not None:
             there.regularizer = part
     elif isinstance(there, keras.layers.Layer) and there is not part:
-        replace_sublayer(owner, holder, key, part)
+        way = [find(layer, path[:end]) for end in range(len(path))]
+        owners = [v for v in way if isinstance(v, keras.layers.Layer)]
+        replace_tracked(owners[-1], there, part)
+        _set(layer, path, part)
+
+
+def _set(layer: Any, path: Path, value: Any) -> None:
+    """Sets what a path leads to."""
+    *way, key = path
+    holder = find(layer, tuple(way))
+    if isinstance(holder, keras.layers.Layer):
+        setattr(holder, key, value)
+    elif isinstance(holder, tuple):
+        items = [value if i == key else v for i, v in enumerate(holder)]
+        _set(layer, tuple(way), tuple(items))
+    else:
+        holder[key] = value
+
+
+def is_in_place(layer: Any, path: Path, part: Any) -> bool:
+    there = find(layer, path)
+    return there is part or getattr(there, "regularizer", None) is part
 
 
 def with_parts(
@@ -211,7 +243,7 @@ def _unbuilt(config: Any) -> Any:
         return {
             key: _unbuilt(value)
             for key, value in config.items()
-            if key != "build_config"
+            if key not in ("build_config", "compile_config")
         }
     if isinstance(config, (list, tuple)):
         return type(config)(map(_unbuilt, config))
@@ -227,6 +259,7 @@ def derive(kind: type, original: type) -> type:
         original.build(self, *args, **kwargs)  # type: ignore[attr-defined]
         # Layers lock themselves at the end of this.
         self.put_parts()
+        self.build_parts()
 
     namespace = {
         "__module__": original.__module__,

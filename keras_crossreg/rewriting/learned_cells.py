@@ -65,7 +65,7 @@ def _of_recurrent_layer(
     if "recurrent_dropout" in rates:
         # The cell makes both masks.
         return []
-    if getattr(layer, "implementation", 2) == 1:
+    if getattr(layer.cell, "implementation", 2) == 1:
         reason = "each gate has a mask of its own: use `implementation=2`"
         return [("dropout", Left(reason))]
     # One mask for all steps and gates is dropout before the layer.
@@ -99,8 +99,7 @@ class _AddsParts(PartsLayer):
     added: tuple[str, ...] = ()
 
     def put_parts(self) -> None:
-        given = getattr(self, "given_parts", None)
-        for path, part in given() if given else ():
+        for path, part in self.parts_to_put():
             if path[0] not in self.added:
                 put(self, path, part)
             elif not hasattr(self, path[0]):

@@ -19,6 +19,7 @@ from keras_crossreg.rewriting.layer_parts import GRAPHS
 from keras_crossreg.rewriting.layer_parts import LayerWithParts
 from keras_crossreg.rewriting.layer_parts import Path
 from keras_crossreg.rewriting.layer_parts import inner_layers
+from keras_crossreg.rewriting.layer_parts import is_in_place
 from keras_crossreg.rewriting.layer_parts import layer_pairs
 from keras_crossreg.rewriting.layer_parts import with_parts
 from keras_crossreg.rewriting.learned_cells import dropout_parts
@@ -149,7 +150,17 @@ class LearnedClone(GraphClone):
                 attributes[attribute] = learned
             else:
                 parts.append(((key,), learned))
-        return attributes, parts + self.inside(layer, layer.name)
+        parts += self.inside(layer, layer.name)
+        self.note_out_of_reach(layer)
+        return attributes, parts
+
+    def note_out_of_reach(self, layer: Any) -> None:
+        for inner in all_layers(layer):
+            if id(inner) not in self.seen and id(inner) not in self.copies:
+                if isinstance(self.form_of(inner), Learned):
+                    reason = "the layer around it keeps it out of reach"
+                    name = f"{layer.name}: {inner.name}"
+                    self.note(name, inner, Left(reason))
 
     def may_change(self, layer: Any) -> bool:
         return not isinstance(layer, (RhoLayer, _SETS_WEIGHTS))
@@ -266,5 +277,20 @@ class LearnedClone(GraphClone):
             [w for w in layer.weights if id(w) not in skipped]
             for layer in (old, new)
         )
+        if [w.shape for w in theirs] != [w.shape for w in ours]:
+            raise ValueError(
+                "A copy from the config of a layer or a model has other "
+                "weights than the original. Received: "
+                f"{old.name} of type {type(old).__name__}, with weights "
+                f"{[w.path for w in theirs]} and in the copy "
+                f"{[w.path for w in ours]}"
+            )
+        for path, part in getattr(new, "given_parts", list)():
+            if not is_in_place(new, path, part):
+                raise ValueError(
+                    "A copy from the config of a layer or a model has no "
+                    f"`{'.'.join(map(str, path))}`, which the original has. "
+                    f"Received: {old.name} of type {type(old).__name__}"
+                )
         for one, other in zip(theirs, ours, strict=True):
             other.assign(one)
