@@ -24,18 +24,19 @@ def learn_regularizers(model: keras.Model, verbose: int = 1) -> CrossRegModel:
     Everything that the user had chosen a strength for is learned on
     `reg_data`, from that strength on:
 
-    | of Keras | becomes | starts at |
-    | --- | --- | --- |
-    | `Dropout`, `SpatialDropout1D`, `2D`, `3D` | `LearnedDropout` | its rate, with masks of the same shape |
-    | `GaussianDropout` | `LearnedGaussianDropout` | its rate |
-    | `GaussianNoise` | `GaussianNoiseScale` | its `stddev` |
-    | `dropout=` of `LSTM`, `GRU`, `SimpleRNN` | `LearnedDropout` before the layer | its rate, one mask for all steps |
-    | `recurrent_dropout=` of these, and both of their cells | `LearnedDropout` of the masks | their rates |
-    | `RandomTranslation` | `LearnedAugmentation` | the same range, in pixels |
-    | `RandomRotation` | `LearnedAugmentation` | the same range, in degrees |
-    | `RandomShear`, `RandomZoom`, `RandomContrast`, `RandomBrightness` | `LearnedAugmentation` | a range close to theirs: the table says where it differs |
-    | `kernel_regularizer="l1"`, and those of other weights | `LearnedL1` | the norm that the weight has |
-    | `kernel_regularizer="l2"`, and those of other weights | `LearnedL2` | the norm that the weight has |
+    - `Dropout` and `SpatialDropout1D`, `2D`, `3D`: by `LearnedDropout`, with
+      masks of the same shape;
+    - `GaussianDropout`: by `LearnedGaussianDropout`;
+    - `GaussianNoise`: by `GaussianNoiseScale`;
+    - `dropout=` and `recurrent_dropout=` of `LSTM`, `GRU`, `SimpleRNN` and of
+      their cells: by `LearnedDropout`, one mask for all steps;
+    - `RandomTranslation`, `RandomRotation`, `RandomShear`, `RandomZoom`,
+      `RandomBrightness`, `RandomContrast`: by `LearnedAugmentation` with this
+      one width. The first two start at the same range of pixels and degrees;
+      the table says how the others differ;
+    - `kernel_regularizer="l1"` or `"l2"`, and those of all other weights: by
+      `LearnedL1` and `LearnedL2`. They have no strength: the norm of the
+      weight is learned, from the one that it has. On one device.
 
     Layers inside of others are found wherever a layer keeps them in an
     attribute, a list or a dict: the dropout of `MultiHeadAttention`, of blocks

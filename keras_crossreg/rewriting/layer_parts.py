@@ -148,6 +148,13 @@ class PartsLayer:
         ]
         return {"layer": plain, "parts": parts}
 
+    def build_from_config(self, config: Any) -> None:
+        build: Any = super().build_from_config  # type: ignore[misc]
+        build(config)
+        # Models are built by a call, without their `build`.
+        self.put_parts()
+        self.build_parts()
+
     @classmethod
     def from_config(
         cls, config: dict[str, Any], custom_objects: Any = None
@@ -174,13 +181,62 @@ def put(layer: Any, path: Path, part: Any) -> None:
     """Puts a part in its place, if there is something there already."""
     there = find(layer, path)
     if isinstance(part, keras.regularizers.Regularizer):
-        if there is not None:
-            there.regularizer = part
+        _put_regularizer(layer, path, part)
     elif isinstance(there, keras.layers.Layer) and there is not part:
         way = [find(layer, path[:end]) for end in range(len(path))]
         owners = [v for v in way if isinstance(v, keras.layers.Layer)]
         replace_tracked(owners[-1], there, part)
         _set(layer, path, part)
+
+
+def _put_regularizer(layer: Any, path: Path, part: Any) -> None:
+    """Gives a weight a regularizer, or a layer before it has the weight."""
+    there = find(layer, path)
+    if isinstance(there, keras.Variable):
+        there.regularizer = part
+    elif there is not None and there is not part:
+        holder = find(layer, path[:-1])
+        for weight in weights_regularized_by(holder, path[-1]):
+            weight.regularizer = part
+        setattr(holder, path[-1], part)
+
+
+def own_weights(layer: Any) -> list[tuple[str, keras.Variable]]:
+    """The weights of a layer, not of layers in it, by attribute."""
+    return [
+        (name, value)
+        for name, value in vars(layer).items()
+        if isinstance(value, keras.Variable)
+    ]
+
+
+def weights_regularized_by(layer: Any, attribute: str) -> list[keras.Variable]:
+    """The weights that have their regularizer from an attribute of a layer.
+
+    One object may be the regularizer of several: then names tell.
+    """
+    given = getattr(layer, attribute)
+    found = [w for _, w in own_weights(layer) if w.regularizer is given]
+    named = [w for w in found if f"{w.name}_regularizer" == attribute]
+    return named or found
+
+
+def regularizer_attribute(layer: Any, weight: keras.Variable) -> str | None:
+    """The public attribute that a layer has the regularizer of a weight in.
+
+    `build` reads it. `None` where there is none, or not of this weight alone.
+    """
+    name: str
+    for name, value in vars(layer).items():
+        if (
+            value is weight.regularizer
+            and name.endswith("_regularizer")
+            and not name.startswith("_")
+        ):
+            found = weights_regularized_by(layer, name)
+            if len(found) == 1 and found[0] is weight:
+                return name
+    return None
 
 
 def _set(layer: Any, path: Path, value: Any) -> None:
@@ -198,7 +254,9 @@ def _set(layer: Any, path: Path, value: Any) -> None:
 
 def is_in_place(layer: Any, path: Path, part: Any) -> bool:
     there = find(layer, path)
-    return there is part or getattr(there, "regularizer", None) is part
+    if isinstance(there, keras.Variable):
+        return there.regularizer is part
+    return there is part
 
 
 def with_parts(
@@ -217,9 +275,9 @@ def with_parts(
             to be copied from.
     """
     plain = _unbuilt(keras.saving.serialize_keras_object(layer))
-    cls = derive(kind, type(layer))
-    from_config: Any = type(layer).from_config  # type: ignore[attr-defined]
-    copy = getattr(from_config, "__func__", from_config)(
+    cls: Any = derive(kind, type(layer))
+    from_config: Any = type(layer).from_config
+    copy: Any = getattr(from_config, "__func__", from_config)(
         cls, _unbuilt(layer.get_config())
     )
     if not isinstance(copy, cls):
@@ -251,12 +309,12 @@ def _unbuilt(config: Any) -> Any:
 
 
 @functools.cache
-def derive(kind: type, original: type) -> type:
+def derive(kind: Any, original: Any) -> Any:
     """A class derived from that of a layer, which builds as that one does."""
 
-    @functools.wraps(original.build)  # type: ignore[attr-defined]
+    @functools.wraps(original.build)
     def build(self: Any, *args: Any, **kwargs: Any) -> None:
-        original.build(self, *args, **kwargs)  # type: ignore[attr-defined]
+        original.build(self, *args, **kwargs)
         # Layers lock themselves at the end of this.
         self.put_parts()
         self.build_parts()

@@ -39,7 +39,7 @@ def dropout_parts(layer: Any) -> list[tuple[str, Learned | Left]]:
         Pairs of the attribute that it is put in, and its form.
     """
     rates = [n for n in ("dropout", "recurrent_dropout") if has_rate(layer, n)]
-    if not rates:
+    if not rates or isinstance(layer, PartsLayer):
         return []
     if type(layer) in RECURRENT:
         return _of_recurrent_layer(layer, rates)
@@ -89,8 +89,10 @@ def _learned(
 
 
 def makes_own_masks(layer: Any) -> bool:
-    """Whether the cell of a recurrent layer makes the masks of its dropout."""
-    return type(layer) not in RECURRENT or has_rate(layer, "recurrent_dropout")
+    """Whether the cell of a layer may make masks that learn."""
+    if type(layer) in RECURRENT:
+        return has_rate(layer, "recurrent_dropout")
+    return not isinstance(layer, RECURRENT)
 
 
 class _AddsParts(PartsLayer):
@@ -201,4 +203,3 @@ def kind_of(layer: Any, default: type) -> type:
     if type(layer) in CELLS or isinstance(layer, CellWithParts):
         return CellWithParts
     return default
-

@@ -21,6 +21,8 @@ from keras_crossreg.rewriting.layer_parts import Path
 from keras_crossreg.rewriting.layer_parts import inner_layers
 from keras_crossreg.rewriting.layer_parts import is_in_place
 from keras_crossreg.rewriting.layer_parts import layer_pairs
+from keras_crossreg.rewriting.layer_parts import own_weights
+from keras_crossreg.rewriting.layer_parts import regularizer_attribute
 from keras_crossreg.rewriting.layer_parts import with_parts
 from keras_crossreg.rewriting.learned_cells import dropout_parts
 from keras_crossreg.rewriting.learned_cells import kind_of
@@ -31,8 +33,6 @@ from keras_crossreg.rewriting.learned_forms import Learned
 from keras_crossreg.rewriting.learned_forms import Left
 from keras_crossreg.rewriting.learned_forms import noise_form
 from keras_crossreg.rewriting.learned_images import image_form
-from keras_crossreg.rewriting.learned_weights import own_weights
-from keras_crossreg.rewriting.learned_weights import regularizer_attribute
 from keras_crossreg.rewriting.learned_weights import weight_form
 
 # It calls the `call` of the layer in it, which so does not hear of a sampling
@@ -144,10 +144,9 @@ class LearnedClone(GraphClone):
         if not self.may_change(layer):
             return attributes, []
         parts = self.dropouts(layer, layer.name)
-        for key, weight, learned in self.weights(layer, layer.name):
-            attribute = regularizer_attribute(layer, weight)
-            if attribute and is_keras_layer(layer):
-                attributes[attribute] = learned
+        for key, learned in self.weights(layer, layer.name):
+            if key.endswith("_regularizer") and is_keras_layer(layer):
+                attributes[key] = learned
             else:
                 parts.append(((key,), learned))
         parts += self.inside(layer, layer.name)
@@ -203,9 +202,7 @@ class LearnedClone(GraphClone):
             self.copies[id(layer)] = self.keep(form.by)
             return [(path, form.by)]
         dropouts = self.dropouts(layer, name)
-        own = [
-            ((key,), learned) for key, _, learned in self.weights(layer, name)
-        ]
+        own = [((key,), learned) for key, learned in self.weights(layer, name)]
         if dropouts:
             parts = dropouts + own + self.inside(layer, name)
             copy = self.copies[id(layer)] = self.copy_with(layer, parts)
@@ -238,14 +235,20 @@ class LearnedClone(GraphClone):
                 parts.append(((key,), self.keep(form.by)))
         return parts
 
-    def weights(self, layer: Any, name: str) -> list[tuple[str, Any, Any]]:
-        """Weights of a layer with regularizers that can be learned."""
+    def weights(self, layer: Any, name: str) -> list[tuple[str, Any]]:
+        """Learned regularizers of the weights of a layer itself.
+
+        Returns:
+            Pairs of an attribute and the regularizer: the attribute of the
+            layer that `build` reads, or else that of the weight.
+        """
         found = []
         for key, weight in own_weights(layer):
             form = weight_form(weight)
             self.note(f"{name}.{weight.name}", weight.regularizer, form)
             if isinstance(form, Learned):
-                found.append((key, weight, form.by))
+                attribute = regularizer_attribute(layer, weight)
+                found.append((attribute or key, form.by))
         return found
 
     # ---- State ---------------------------------------------------------------

@@ -72,21 +72,23 @@ def noise_form(layer: Any, shape: Any) -> Form:
         )
     if isinstance(layer, keras.layers.ActivityRegularization):
         return Left("a penalty on outputs is in no forward pass to learn from")
-    if not isinstance(layer, tuple(STRENGTHS)):
+    known: Any = tuple(STRENGTHS)
+    if not isinstance(layer, known):
         return None
-    if type(layer) not in STRENGTHS:
+    kind = type(layer)
+    if kind not in STRENGTHS:
         return Left("its class is not Keras's own, and may do something else")
-    strength = getattr(layer, STRENGTHS[type(layer)])
+    strength = getattr(layer, STRENGTHS[kind])
     if strength == 0:
         return Left(ZERO)
     arguments = {**same_place(layer), "seed": layer.seed}
-    if type(layer) is keras.layers.GaussianNoise:
+    if kind is keras.layers.GaussianNoise:
         noise = GaussianNoiseScale(strength, **arguments)
         return Learned(noise, f"sigma {strength:.4g}")
     if strength == 1:
         return Left("at a rate of 1 nothing passes, and no gradient either")
     start = f"rate {strength:.4g}"
-    if type(layer) is keras.layers.GaussianDropout:
+    if kind is keras.layers.GaussianDropout:
         return Learned(LearnedGaussianDropout(strength, **arguments), start)
     noise_shape = _noise_shape(layer)
     reason = _misfit(noise_shape, shape)
@@ -104,7 +106,7 @@ def _noise_shape(layer: Any) -> tuple[int | None, ...] | None:
         if getattr(layer, "data_format", None) == "channels_first":
             return (None, None, *inner)
         return (None, *inner, None)
-    shape = layer.noise_shape
+    shape: tuple[int | None, ...] | None = layer.noise_shape
     if shape is None or shape[0] == 1:
         return shape
     # A batch size, which Keras asks for, says no more than `None`.

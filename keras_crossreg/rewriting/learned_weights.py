@@ -56,32 +56,3 @@ def weight_form(weight: keras.Variable) -> Form:
         )
     start = f"{learned.name.replace('_', ' ')} {norm:.4g}"
     return Learned(learned, start)
-
-
-def own_weights(layer: Any) -> list[tuple[str, keras.Variable]]:
-    """The weights of a layer, not of layers in it, by attribute."""
-    return [
-        (name, value)
-        for name, value in vars(layer).items()
-        if isinstance(value, keras.Variable)
-    ]
-
-
-def regularizer_attribute(layer: Any, weight: keras.Variable) -> str | None:
-    """The public attribute that a layer has the regularizer of a weight in.
-
-    Its constructor takes it by the same name, and `build` reads it. `None`
-    where there is none, or it is not of this weight alone.
-    """
-    given = weight.regularizer
-    found = [
-        name
-        for name, value in vars(layer).items()
-        if value is given
-        and name.endswith("_regularizer")
-        and not name.startswith("_")
-    ]
-    if f"{weight.name}_regularizer" in found:
-        return f"{weight.name}_regularizer"
-    weights = [w for _, w in own_weights(layer) if w.regularizer is given]
-    return found[0] if len(found) == len(weights) == 1 else None
