@@ -275,7 +275,8 @@ def with_parts(
             to be copied from.
     """
     plain = _unbuilt(keras.saving.serialize_keras_object(layer))
-    cls: Any = derive(kind, type(layer))
+    original: Any = type(layer)
+    cls: Any = derive(kind, original)
     from_config: Any = type(layer).from_config
     copy: Any = getattr(from_config, "__func__", from_config)(
         cls, _unbuilt(layer.get_config())
