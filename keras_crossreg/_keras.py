@@ -95,6 +95,7 @@ __all__ = [
     "take_initial_epoch",
     "train_validation_split",
     "unscale_loss_for_distribution",
+    "was_called",
 ]
 
 
@@ -164,6 +165,14 @@ def receive_sampling(layer: Any) -> None:
     models alike, as `training` does; Keras has no public call for it.
     """
     layer._register_call_context_args("sampling")
+
+
+def was_called(layer: Any) -> bool:
+    """Whether a layer was ever called, on tensors or symbolic ones.
+
+    What a layer inside of another was called on is in no graph.
+    """
+    return bool(layer._called)
 
 
 def replace_tracked(layer: Any, old: Any, new: Any) -> None:

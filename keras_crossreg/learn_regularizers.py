@@ -11,9 +11,11 @@ from keras_crossreg.cross_reg_model import CrossRegModel
 from keras_crossreg.own_steps import check_no_own_steps
 from keras_crossreg.rewriting.graph import is_graph
 from keras_crossreg.rewriting.graph import plain_graph
+from keras_crossreg.rewriting.learned_clone import Key
 from keras_crossreg.rewriting.learned_clone import LearnedClone
 from keras_crossreg.rewriting.learned_clone import Row
 from keras_crossreg.rewriting.learned_forms import Left
+from keras_crossreg.sampling.row_probe import random_inputs
 from keras_crossreg.text_table import print_table
 from keras_crossreg.wrap import wrap
 
@@ -89,23 +91,19 @@ def learn_regularizers(model: keras.Model, verbose: int = 1) -> CrossRegModel:
             "it once on data, or `model.build(input_shape)`. "
             f"Received: model={model} of type {type(model).__name__}"
         )
-    run = LearnedClone()
-    if is_graph(model):
+    if is_graph(model) or not isinstance(model, CrossRegModel):
         check_no_own_steps(model, "learn_regularizers")
-        clone = run.clone(plain_graph(model))
-        _check_some(run, model)
-        run.copy_state()
+    run, clone = _run(model)
+    unheard = _find_unheard(run, clone)
+    if unheard:
+        run, clone = _run(model, unheard)
+    run.copy_state()
+    if is_graph(model):
         inputs, outputs = graph_structure(clone)
         learning = CrossRegModel(
             inputs, outputs, name=model.name, trainable=model.trainable
         )
     else:
-        if not isinstance(model, CrossRegModel):
-            check_no_own_steps(model, "learn_regularizers")
-        clone = run.make_whole(model)
-        _check_some(run, model)
-        _build_like(clone, model)
-        run.copy_state()
         learning = wrap(clone)
     if verbose:
         print_table(
@@ -115,6 +113,38 @@ def learn_regularizers(model: keras.Model, verbose: int = 1) -> CrossRegModel:
             "",
         )
     return learning
+
+
+def _run(
+    model: keras.Model, unheard: frozenset[Key] = frozenset()
+) -> tuple[LearnedClone, Any]:
+    run = LearnedClone(unheard)
+    if is_graph(model):
+        clone = run.clone(plain_graph(model))
+        _check_some(run, model)
+        return run, clone
+    clone = run.make_whole(model)
+    _check_some(run, model)
+    if not clone.built:
+        # As loading would.
+        clone.build_from_config(model.get_build_config())
+    return run, clone
+
+
+def _find_unheard(run: LearnedClone, clone: Any) -> frozenset[Key]:
+    """Which layers inside of others a sampling pass would not reach."""
+    nothing: frozenset[Key] = frozenset()
+    if not run.find_unheard():
+        return nothing
+    try:
+        inputs = random_inputs(clone)
+        if inputs is None:
+            return nothing
+        clone(inputs, training=False)
+    except Exception:
+        # A model that does not take such inputs: `fit` will tell.
+        return nothing
+    return run.find_unheard()
 
 
 def _check_some(run: LearnedClone, model: keras.Model) -> None:
@@ -133,12 +163,6 @@ def _check_some(run: LearnedClone, model: keras.Model) -> None:
         "learned noise into it by `keras_crossreg.add_noise(model)`. "
         f"Received: model={model} of type {type(model).__name__}"
     )
-
-
-def _build_like(clone: Any, model: Any) -> None:
-    """Builds a model with a `call` of its own, as loading it would."""
-    if not clone.built:
-        clone.build_from_config(model.get_build_config())
 
 
 def _texts(row: Row) -> tuple[str, str, str]:

@@ -388,6 +388,59 @@ def test_what_is_out_of_reach_is_said(capsys):
     assert "out of reach" in out
 
 
+def test_what_is_called_in_training_alone_is_left(capsys):
+    """A sampling pass is an inference pass, which would not draw."""
+
+    @register
+    class InTraining(layers.Layer):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.silent = layers.Dropout(0.2)
+            self.heard = layers.Dropout(0.3)
+
+        def call(self, x, training=False):
+            if training:
+                x = self.silent(x, training=training)
+            return self.heard(x, training=training)
+
+    model = graph((6,), InTraining(name="it"))
+    learned = learn(model, verbose=1)
+    assert list(learned.get_rho().values()) == pytest.approx([0.3])
+    assert type(learned.get_layer("it").silent) is layers.Dropout
+    out = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "it.silent" in out
+    assert "alone" in out
+    assert_reached(learned, X)
+
+
+def test_a_layer_that_builds_itself():
+    """As those of KerasHub do that are made from a config."""
+
+    @register
+    class Early(layers.Layer):
+        def __init__(self, width=None, **kwargs):
+            super().__init__(**kwargs)
+            self.width = width
+            if width:
+                self.build((None, width))
+
+        def build(self, input_shape):
+            self.width = input_shape[-1]
+            self.dropout = layers.Dropout(0.3)
+            self.dense = layers.Dense(self.width, kernel_regularizer="l2")
+            self.dense.build(input_shape)
+
+        def call(self, x):
+            return self.dense(self.dropout(x))
+
+        def get_config(self):
+            return {**super().get_config(), "width": self.width}
+
+    learned = learn(graph((6,), Early(name="early")))
+    assert len(learned.get_rho()) == 2
+    assert_reached(learned, X)
+
+
 # Models with a `call` of their own.
 
 

@@ -289,6 +289,10 @@ def with_parts(
     copy.plain_config = lambda: dict(plain)
     copy.given_parts = lambda: parts
     copy.put_parts()
+    if copy.built:
+        # Some layers build themselves in their constructor.
+        with keras.name_scope(copy.name):
+            copy.build_parts()
     return copy
 
 
@@ -315,6 +319,8 @@ def derive(kind: Any, original: Any) -> Any:
 
     @functools.wraps(original.build)
     def build(self: Any, *args: Any, **kwargs: Any) -> None:
+        # Keras's own `build` warns of layers inside that are not built.
+        self.build_parts()
         original.build(self, *args, **kwargs)
         # Layers lock themselves at the end of this.
         self.put_parts()

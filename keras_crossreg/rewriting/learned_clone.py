@@ -10,6 +10,7 @@ import keras
 
 from keras_crossreg._keras import all_layers
 from keras_crossreg._keras import is_keras_layer
+from keras_crossreg._keras import was_called
 from keras_crossreg.layers.rho_layer import RhoLayer
 from keras_crossreg.rewriting.graph import is_graph
 from keras_crossreg.rewriting.graph import nodes_of
@@ -45,7 +46,14 @@ _DEAF_REASON = (
 # They set the weights of the layer in them.
 _SETS_WEIGHTS = keras.layers.SpectralNormalization
 
+_UNHEARD_REASON = (
+    "the layer around it calls it in training alone, and not in a pass that "
+    "samples"
+)
+
 Parts = list[tuple[Path, Any]]
+#: A layer, by its `id`, and what it draws by itself, if that is meant.
+Key = tuple[int, str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,19 +66,32 @@ class Row:
 
 
 class LearnedClone(GraphClone):
-    """One run of `learn_regularizers`, over a model and all that is in it."""
+    """One run of `learn_regularizers`, over a model and all that is in it.
 
-    def __init__(self) -> None:
+    Args:
+        unheard: Layers, by their keys, that an earlier run found to be called
+            in training alone.
+    """
+
+    def __init__(self, unheard: frozenset[Key] = frozenset()) -> None:
         super().__init__()
+        self.unheard = unheard
         #: In the order in which they are met.
         self.rows: list[Row] = []
         self.shapes: dict[int, Any] = {}
         #: Layers that were made here, and what was looked at inside of others.
-        self.made: list[RhoLayer] = []
+        self.made: dict[Key, RhoLayer] = {}
         self.seen: set[int] = set()
         #: Cells of recurrent layers whose dropout goes before the layer.
         self.idle_cells: set[int] = set()
         self.is_deaf = False
+
+    def find_unheard(self) -> frozenset[Key]:
+        """Which of the layers made here no inference pass has called.
+
+        Nor would a sampling pass, which is one.
+        """
+        return frozenset(k for k, v in self.made.items() if not was_called(v))
 
     @property
     def num_learned(self) -> int:
@@ -92,7 +113,7 @@ class LearnedClone(GraphClone):
         layer, name = operation, operation.name
         form = self.note(name, layer, self.form_of(layer))
         if isinstance(form, Learned):
-            return self.keep(form.by)
+            return self.keep(layer, form.by)
         attributes, parts = self.parts_at_top(layer)
         copy = self.copy_with(layer, parts) if parts else copy_of(layer)
         for attribute, regularizer in attributes.items():
@@ -109,9 +130,13 @@ class LearnedClone(GraphClone):
     def form_of(self, layer: Any) -> Form:
         shape = self.shapes.get(id(layer))
         form = noise_form(layer, shape) or image_form(layer, shape)
+        return self.heard(form, (id(layer), ""))
+
+    def heard(self, form: Form, key: Key) -> Form:
+        """A form, unless what learns would not hear of a sampling pass."""
         if self.is_deaf and isinstance(form, Learned):
             return Left(_DEAF_REASON)
-        return form
+        return Left(_UNHEARD_REASON) if key in self.unheard else form
 
     def copy_with(self, layer: Any, parts: Parts) -> Any:
         try:
@@ -132,8 +157,8 @@ class LearnedClone(GraphClone):
             self.rows.append(Row(name, type(what).__name__, form))
         return form
 
-    def keep(self, layer: Any) -> Any:
-        self.made.append(layer)
+    def keep(self, original: Any, layer: Any, attribute: str = "") -> Any:
+        self.made[id(original), attribute] = layer
         return layer
 
     # ---- Inside of layers ----------------------------------------------------
@@ -199,7 +224,7 @@ class LearnedClone(GraphClone):
         if not isinstance(form, Left) or form.reason != ZERO:
             self.note(name, layer, form)
         if isinstance(form, Learned):
-            self.copies[id(layer)] = self.keep(form.by)
+            self.copies[id(layer)] = self.keep(layer, form.by)
             return [(path, form.by)]
         dropouts = self.dropouts(layer, name)
         own = [((key,), learned) for key, learned in self.weights(layer, name)]
@@ -228,11 +253,10 @@ class LearnedClone(GraphClone):
         if not makes_own_masks(layer):
             self.idle_cells.add(id(layer.cell))
         for key, form in dropout_parts(layer):
-            if self.is_deaf and isinstance(form, Learned):
-                form = Left(_DEAF_REASON)
-            self.note(f"{name}.{key.removeprefix('learned_')}", layer, form)
-            if isinstance(form, Learned):
-                parts.append(((key,), self.keep(form.by)))
+            shown = f"{name}.{key.removeprefix('learned_')}"
+            heard = self.note(shown, layer, self.heard(form, (id(layer), key)))
+            if isinstance(heard, Learned):
+                parts.append(((key,), self.keep(layer, heard.by, key)))
         return parts
 
     def weights(self, layer: Any, name: str) -> list[tuple[str, Any]]:
@@ -275,7 +299,9 @@ class LearnedClone(GraphClone):
             if id(inner) in graphs
             for w in inner.weights
         }
-        skipped |= {id(w) for layer in self.made for w in layer.weights}
+        skipped |= {
+            id(w) for layer in self.made.values() for w in layer.weights
+        }
         theirs, ours = (
             [w for w in layer.weights if id(w) not in skipped]
             for layer in (old, new)
