@@ -516,6 +516,33 @@ def test_the_whole_way(tmp_path):
     )
 
 
+def test_nothing_is_left_to_learn_in_what_learns():
+    for model in full_model(), graph((5, 3), layers.GRU(2, dropout=0.1)):
+        with pytest.raises(ValueError, match="can be learned: no dropout"):
+            learn(learn(model))
+
+
+def test_copies_of_the_clone():
+    learned = learn(graph((5, 3), layers.GRU(2, recurrent_dropout=0.1)))
+    copy = keras.models.clone_model(learned)
+    assert copy.get_rho() == learned.get_rho()
+    copy.set_weights(learned.get_weights())
+    np.testing.assert_array_equal(copy(STEPS), learned(STEPS))
+
+
+def test_a_frozen_layer_keeps_its_value():
+    model = graph(
+        (6,), layers.Dropout(0.2), layers.Dense(2), layers.Dropout(0.3)
+    )
+    model.layers[1].trainable = False
+    learned = compile_model(learn(model), loss="mse", num_samples=4)
+    y = np.zeros((len(X), 2))
+    learned.fit(X, y, reg_data=(X + 1, y), batch_size=8, verbose=0)
+    frozen, moved = learned.get_rho().values()
+    assert frozen == pytest.approx(0.2)
+    assert moved != pytest.approx(0.3, abs=1e-5)
+
+
 # What users see.
 
 

@@ -21,17 +21,19 @@ from keras_crossreg.layers.rho_layer import RhoLayer
 Path = tuple[Any, ...]
 
 
-def _bookkeeping() -> set[str]:
+@functools.cache
+def _bookkeeping() -> frozenset[str]:
     """What Keras and its backend keep in every layer and model."""
     names: set[str] = set()
-    for probe in keras.layers.Layer(), keras.Model():
-        probe.inner = keras.layers.Layer()
+    # Names that are given leave those that Keras counts as they are.
+    for cls in keras.layers.Layer, keras.Model:
+        probe: Any = cls(name="probe")
+        probe.inner = keras.layers.Layer(name="inner")
         probe.inners = [probe.inner]
         names |= set(vars(probe)) - {"inner", "inners"}
-    return names
+    return frozenset(names)
 
 
-_BOOKKEEPING = _bookkeeping()
 _CONTAINERS = (list, tuple, dict)
 #: Models that know their layers in more than one place.
 GRAPHS = (Functional, keras.Sequential)
@@ -45,7 +47,7 @@ def members(holder: Any) -> list[tuple[Any, Any]]:
         found = list(enumerate(holder))
     else:
         own = vars(holder).items()
-        found = [(k, v) for k, v in own if k not in _BOOKKEEPING]
+        found = [(k, v) for k, v in own if k not in _bookkeeping()]
     kinds = (keras.layers.Layer, keras.Variable, *_CONTAINERS)
     return [(k, v) for k, v in found if isinstance(v, kinds)]
 
