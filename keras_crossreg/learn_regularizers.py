@@ -122,12 +122,14 @@ def _run(
     if is_graph(model):
         clone = run.clone(plain_graph(model))
         _check_some(run, model)
+        run.check_in_place()
         return run, clone
     clone = run.make_whole(model)
     _check_some(run, model)
     if not clone.built:
         # As loading would.
         clone.build_from_config(model.get_build_config())
+    run.check_in_place()
     return run, clone
 
 

@@ -370,6 +370,32 @@ def test_a_layer_that_cannot_be_copied():
         learn(graph((6,), Closed(layers.Dropout(0.2), name="closed")))
 
 
+def test_a_config_that_makes_another_layer():
+    @register
+    class Forgets(layers.Layer):
+        def __init__(self, units=3, rate=0.0, **kwargs):
+            super().__init__(**kwargs)
+            self.dropout = layers.Dropout(0.2)
+            self.dense = layers.Dense(units)
+            if rate:
+                self.more = layers.Dropout(rate)
+
+        def call(self, x):
+            return self.dense(self.dropout(x))
+
+        def get_config(self):
+            return super().get_config()
+
+    with pytest.raises(
+        ValueError, match=r"other weights than the original. Received: it of "
+    ):
+        learn(graph((6,), Forgets(4, name="it")))
+    with pytest.raises(
+        ValueError, match=r"no `more`, which the original has. Received: it of "
+    ):
+        learn(graph((6,), Forgets(rate=0.3, name="it")))
+
+
 def test_what_is_out_of_reach_is_said(capsys):
     @register
     class Hides(layers.Layer):

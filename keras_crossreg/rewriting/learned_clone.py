@@ -277,6 +277,18 @@ class LearnedClone(GraphClone):
 
     # ---- State ---------------------------------------------------------------
 
+    def check_in_place(self) -> None:
+        """Raises a ValueError where a part of a copy found no place."""
+        for old, new in self.pairs:
+            for path, part in getattr(new, "given_parts", list)():
+                if not is_in_place(new, path, part):
+                    raise ValueError(
+                        "A copy from the config of a layer or a model has no "
+                        f"`{'.'.join(map(str, path))}`, which the original "
+                        f"has. Received: {old.name} of type "
+                        f"{type(old).__name__}"
+                    )
+
     def parts(self, old: Any, new: Any) -> Iterable[tuple[Any, Any]]:
         return layer_pairs(old, new)
 
@@ -314,12 +326,5 @@ class LearnedClone(GraphClone):
                 f"{[w.path for w in theirs]} and in the copy "
                 f"{[w.path for w in ours]}"
             )
-        for path, part in getattr(new, "given_parts", list)():
-            if not is_in_place(new, path, part):
-                raise ValueError(
-                    "A copy from the config of a layer or a model has no "
-                    f"`{'.'.join(map(str, path))}`, which the original has. "
-                    f"Received: {old.name} of type {type(old).__name__}"
-                )
         for one, other in zip(theirs, ours, strict=True):
             other.assign(one)
