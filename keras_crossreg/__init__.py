@@ -22,6 +22,7 @@ if supported_backends.is_supported():
     from keras_crossreg.add_noise import add_noise
     from keras_crossreg.averaged import averaged
     from keras_crossreg.cross_reg_model import CrossRegModel
+    from keras_crossreg.learn_regularizers import learn_regularizers
     from keras_crossreg.refit import refit
     from keras_crossreg.wrap import wrap
 else:
@@ -43,6 +44,7 @@ __all__ = [
     "hypergradients",
     "is_rho",
     "layers",
+    "learn_regularizers",
     "mark_rho",
     "metrics",
     "random",

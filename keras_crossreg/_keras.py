@@ -90,6 +90,7 @@ __all__ = [
     "optimized_variables",
     "producing_node",
     "receive_sampling",
+    "replace_tracked",
     "set_keras_mask",
     "set_lower_is_better",
     "set_steps",
@@ -97,6 +98,7 @@ __all__ = [
     "take_initial_epoch",
     "train_validation_split",
     "unscale_loss_for_distribution",
+    "was_called",
 ]
 
 
@@ -166,6 +168,30 @@ def receive_sampling(layer: Any) -> None:
     models alike, as `training` does; Keras has no public call for it.
     """
     layer._register_call_context_args("sampling")
+
+
+def was_called(layer: Any) -> bool:
+    """Whether a layer was ever called, on tensors or symbolic ones.
+
+    What a layer inside of another was called on is in no graph.
+    """
+    return bool(layer._called)
+
+
+def replace_tracked(layer: Any, old: Any, new: Any) -> None:
+    """Replaces a layer in the list of those that another layer has.
+
+    Layers that are built take no more layers, and forget none that was
+    overwritten. The new one stands where the old one did, so that weights keep
+    their order.
+    """
+    tracker = layer._tracker
+    if not tracker.is_in_store("layers", old):
+        return
+    if tracker.is_in_store("layers", new):
+        tracker.untrack(old)
+    else:
+        tracker.replace_tracked_value("layers", old, new)
 
 
 def keep_registered_name(cls: type, parent: type) -> None:

@@ -7,17 +7,12 @@ from typing import Any
 import keras
 import numpy as np
 
-# Keras prints `model.summary()` with rich, and brings it.
-import rich.box
-import rich.console
-import rich.markup
-import rich.table
-
 from keras_crossreg._keras import all_layers
 from keras_crossreg.regularizers.level_sets import level_set_of
 from keras_crossreg.rho import human_value
 from keras_crossreg.rho import rho_info
 from keras_crossreg.rho import rho_variables_of
+from keras_crossreg.text_table import print_table
 
 
 def print_rho_summary(
@@ -28,42 +23,30 @@ def print_rho_summary(
     As `model.summary()` does: straight to the console, which in a notebook
     shows a rich table; with `print_fn` as plain text.
     """
-    table = rich.table.Table(
-        title=f'Rho of model: "{rich.markup.escape(model.name)}"',
-        title_justify="left",
-        title_style="bold",
-        box=rich.box.HEAVY_HEAD,
-        show_lines=True,
-    )
-    for name, justify in (
-        ("Layer (type)", "left"),
-        ("Meaning", "left"),
-        ("Start", "right"),
-        ("Now", "right"),
-    ):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    rows = []
     for layer, variable in _rho_by_layer(model):
         info = rho_info(variable)
-        table.add_row(
-            rich.markup.escape(f"{layer.name} ({type(layer).__name__})"),
-            rich.markup.escape(info.meaning or variable.name),
-            "-" if info.start is None else _format(info.start),
-            _format(human_value(variable)),
+        rows.append(
+            (
+                f"{layer.name} ({type(layer).__name__})",
+                info.meaning or variable.name,
+                "-" if info.start is None else _format(info.start),
+                _format(human_value(variable)),
+            )
         )
-    console = rich.console.Console(
-        highlight=False,
-        width=line_length or (80 if print_fn else None),
-        # `print_fn` gets plain text.
-        force_jupyter=False if print_fn else None,
-        color_system=None if print_fn else "auto",
+    print_table(
+        f'Rho of model: "{model.name}"',
+        {
+            "Layer (type)": "left",
+            "Meaning": "left",
+            "Start": "right",
+            "Now": "right",
+        },
+        rows,
+        "No rho in this model.",
+        line_length,
+        print_fn,
     )
-    if print_fn:
-        console.begin_capture()
-    console.print(table)
-    if not table.row_count:
-        console.print("No rho in this model.")
-    if print_fn:
-        print_fn(console.end_capture())
 
 
 def _rho_by_layer(model: keras.Model) -> list[tuple[Any, keras.Variable]]:

@@ -305,3 +305,29 @@ def test_what_an_optimizer_was_built_on():
     optimizer.build([variable])
     (found,) = _keras.optimized_variables(optimizer)
     assert found is variable
+
+
+def test_layers_know_whether_they_were_called():
+    layer = keras.layers.Dropout(0.1)
+    assert not _keras.was_called(layer)
+    layer(np.ones((1, 2)))
+    assert _keras.was_called(layer)
+
+
+def test_replacing_a_layer_that_is_tracked():
+    """In a layer that is built too, which takes no more layers."""
+    outer = keras.layers.Layer()
+    outer.first = keras.layers.Dropout(0.1)
+    outer.last = keras.layers.Dropout(0.1)
+    outer.build((None, 4))
+    new = keras.layers.Dropout(0.2, name="new")
+    with pytest.raises(ValueError, match="cannot add new elements of state"):
+        outer.first = new
+    _keras.replace_tracked(outer, outer.first, new)
+    outer.first = new
+    assert _keras.all_layers(outer) == [new, outer.last]
+    # A layer that is there already takes no second place.
+    _keras.replace_tracked(outer, outer.last, new)
+    assert _keras.all_layers(outer) == [new]
+    _keras.replace_tracked(outer, keras.layers.Dropout(0.1), new)
+    assert _keras.all_layers(outer) == [new]

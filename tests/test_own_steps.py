@@ -81,7 +81,9 @@ class OwnWithCall(keras.Model):
         return {"loss": 0.0}
 
 
-@pytest.mark.parametrize("function", [kcr.wrap, kcr.add_noise])
+@pytest.mark.parametrize(
+    "function", [kcr.wrap, kcr.add_noise, kcr.learn_regularizers]
+)
 def test_steps_that_would_be_left_out_are_refused(function):
     inputs = keras.Input((3,))
     x = keras.layers.Dense(2, activation="relu")(inputs)

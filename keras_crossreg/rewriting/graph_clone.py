@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -59,11 +60,23 @@ class GraphClone:
             if is_graph(operation):
                 copy = self.clone(plain_graph(operation))
             else:
-                copy = _copy(operation)
+                copy = self.make(operation)
             self.copies[id(operation)] = copy
             self.originals[id(copy)] = operation
             self.pairs.append((operation, copy))
         return self.copies[id(operation)]
+
+    def make(self, operation: Any) -> Any:
+        """A layer or an operation anew."""
+        return copy_of(operation)
+
+    def copy_weights(self, old: Any, new: Any) -> None:
+        new.set_weights(old.get_weights())
+
+    def parts(self, old: Any, new: Any) -> Iterable[tuple[Any, Any]]:
+        """A layer with all the layers in it, and the same of its copy."""
+        inner = zip(all_layers(old), all_layers(new), strict=True)
+        return [(old, new), *inner]
 
     def copy_state(self) -> None:
         """Gives the copies what is not in a layer's config."""
@@ -71,22 +84,21 @@ class GraphClone:
             if isinstance(new, Functional) or old is new:
                 continue
             if variables_of(old):
-                new.set_weights(old.get_weights())
+                self.copy_weights(old, new)
             if hasattr(new, "finalize_state"):
                 new.finalize_state()
         # A nested model comes before its layers: it hands its flag down.
         for old, new in reversed(self.pairs):
             if not isinstance(new, keras.layers.Layer):
                 continue
-            parts = [(old, new)]
-            if not isinstance(new, Functional):
-                parts += zip(all_layers(old), all_layers(new), strict=True)
+            one_layer = isinstance(new, Functional)
+            parts = [(old, new)] if one_layer else self.parts(old, new)
             for one, other in parts:
                 if other.trainable != one.trainable:
                     other.trainable = one.trainable
 
 
-def _copy(operation: Any) -> Any:
+def copy_of(operation: Any) -> Any:
     """The same layer or operation, of the same name, without its weights."""
     if hasattr(operation, "adapt") and not variables_of(operation):
         # The vocabulary of such a layer is not in its config.

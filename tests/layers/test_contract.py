@@ -13,6 +13,7 @@ import keras_crossreg as kcr
 from keras_crossreg.layers import GaussianNoiseScale
 from keras_crossreg.layers import LearnedAugmentation
 from keras_crossreg.layers import LearnedDropout
+from keras_crossreg.layers import LearnedGaussianDropout
 from keras_crossreg.layers import NormMagnitude
 from keras_crossreg.layers import Temperature
 
@@ -77,6 +78,11 @@ CASES = {
     "dropout": dropout((4, 5, 3), initial_rate=0.2, axis=-1, seed=3),
     "dropout together": dropout(
         (4, 5, 3), axis=[1, 2], noise_shape=[None, 5, 1]
+    ),
+    "Gaussian dropout": Case(
+        LearnedGaussianDropout,
+        lambda: {"initial_rate": 0.3, "axis": [1, -1], "seed": 3},
+        (4, 5, 3),
     ),
     "augmentation": augmentation(
         (2, 8, 6, 3), rho=6, data_format="channels_last"

@@ -75,6 +75,7 @@ def test_integers_are_divided_as_numbers():
     [
         kcr.layers.GaussianNoiseScale(),
         kcr.layers.LearnedDropout(),
+        kcr.layers.LearnedGaussianDropout(),
         kcr.layers.Temperature(),
     ],
 )

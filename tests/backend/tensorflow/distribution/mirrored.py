@@ -114,12 +114,14 @@ class Jitter(kcr.layers.RhoLayer):
         (lambda: kcr.layers.GaussianNoiseScale(seed=1), (3, 4)),
         (lambda: kcr.layers.LearnedAugmentation(seed=1), (2, 4, 4, 1)),
         (lambda: kcr.layers.LearnedDropout(0.5, seed=1), (3, 4)),
+        (lambda: kcr.layers.LearnedGaussianDropout(0.5, seed=1), (3, 4)),
         (Jitter, (3, 4)),
     ],
     ids=[
         "GaussianNoiseScale",
         "LearnedAugmentation",
         "LearnedDropout",
+        "LearnedGaussianDropout",
         "RhoLayer",
     ],
 )
