@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import keras
@@ -14,6 +15,10 @@ from keras_crossreg.rho import assign_rho
 from keras_crossreg.rho import read_rho
 from keras_crossreg.rho import rho_by_key
 from keras_crossreg.rho import stored_value
+from keras_crossreg.warm_start import MeasureAverages
+from keras_crossreg.warm_start import check_data
+from keras_crossreg.warm_start import take_theta
+from keras_crossreg.warm_start import whole_schedule
 
 
 def refit(
@@ -36,13 +41,12 @@ def refit(
     `trainable=False`, and layers that were adapted to data, such as
     `keras.layers.Normalization`, keep their state.
 
-    With `warm=True` theta start from those of `model`, shrunk and perturbed:
-    half of them, and a tenth of weights drawn anew; one-dimensional weights,
-    such as biases, half way between both. Moving averages of batch
-    normalization are measured anew. A quarter of the epochs, or half of them,
-    is then enough: a learning rate schedule runs through the epochs that there
-    are as far as it came in `model`. Not for a network that was pretrained,
-    whose kernels would suffer.
+    With `warm=True` theta start half way between those of `model` and weights
+    drawn anew; kernels of a network with batch normalization, as half of what
+    they are and a tenth of a new draw. Moving averages of batch normalization
+    are measured anew. Half of the epochs are then enough: a learning rate
+    schedule runs through the epochs that there are as far as it came in
+    `model`.
 
     Args:
         model: A compiled `CrossRegModel` that has learned its rho.
@@ -63,8 +67,10 @@ def refit(
 
     Raises:
         ValueError: If `model` is not a compiled and built `CrossRegModel`, if
-            it cannot be copied, if regularization data are passed, or if
-            `schedule` has no record of a rho of the model.
+            it cannot be copied, if regularization data are passed, if
+            `schedule` has no record of a rho of the model, or if `warm=True`
+            with a generator, or with a learning rate schedule and data of
+            unknown length.
 
     Example:
 
@@ -72,6 +78,10 @@ def refit(
     >>> x = np.concatenate([x_train, x_reg])
     >>> y = np.concatenate([y_train, y_reg])
     >>> final = kcr.refit(model, x, y, epochs=20)
+
+    At a quarter of the price:
+
+    >>> final = kcr.refit(model, x, y, epochs=5, warm=True)
 
     With what was learned along the way:
 
@@ -96,21 +106,36 @@ def refit(
                 "examples with the training data. "
                 f"Received: {name}={fit_arguments[name]}"
             )
+    if warm:
+        check_data(x)
     final = _fresh_copy(model)
     learned = model.rho_variables
+    first: list[keras.callbacks.Callback] = []
+    if schedule is not None:
+        first.append(_Replay(schedule, list(rho_by_key(model))))
+    data = (x, y, fit_arguments.get("sample_weight"))
+    if warm:
+        take_theta(final, model)
+        batch_size = fit_arguments.get("batch_size")
+        first.append(MeasureAverages(data, batch_size))
     for old, new in zip(learned, final.rho_variables, strict=True):
         assign_rho(new, read_rho(old))
     final.freeze_rho()
-    if schedule is not None:
-        replay = _Replay(schedule, list(rho_by_key(model)))
+    if first:
         callbacks = fit_arguments.get("callbacks")
         if isinstance(callbacks, keras.callbacks.CallbackList):
-            callbacks.append(replay)
+            for callback in first:
+                callbacks.append(callback)
         else:
-            # The replay comes first, so that other callbacks see what it sets.
-            callbacks = [replay, *keras.tree.flatten(callbacks or [])]
+            # Other callbacks see what these set.
+            callbacks = [*first, *keras.tree.flatten(callbacks or [])]
             fit_arguments["callbacks"] = callbacks
-    final.fit(x, y, **fit_arguments)
+    stretched: contextlib.AbstractContextManager[None]
+    stretched = contextlib.nullcontext()
+    if warm:
+        stretched = whole_schedule(final, model, data, fit_arguments)
+    with stretched:
+        final.fit(x, y, **fit_arguments)
     return final
 
 

@@ -229,3 +229,103 @@ def test_a_schedule_of_another_model():
     fit(other, callbacks=[record])
     with pytest.raises(ValueError, match="has no record of the rho"):
         refit(fitted_model(), schedule=record)
+
+
+# ---- A warm start ------------------------------------------------------------
+
+
+class First(keras.callbacks.Callback):
+    """The weights before the first step, and learning rates."""
+
+    def __init__(self):
+        super().__init__()
+        self.rates = []
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if not self.rates:
+            self.weights = values(self.model.weights)
+        self.rates.append(float(self.model.optimizer.learning_rate))
+
+
+def test_a_warm_start_is_shrunk_and_perturbed():
+    model = fitted_model()
+    first = First()
+    final = refit(model, warm=True, epochs=1, callbacks=[first])
+    theta = {id(v) for v in final.theta_variables}
+    for variable, old, seen in zip(
+        final.weights, values(model.weights), first.weights, strict=True
+    ):
+        if id(variable) not in theta:
+            continue
+        if old.ndim == 1:
+            # The start of a bias is 0.
+            np.testing.assert_allclose(seen, old / 2, rtol=1e-6)
+            continue
+        fresh = (seen - old / 2) / 0.1
+        # Glorot's limit, and a draw of the copy's own.
+        limit = (6 / sum(old.shape)) ** 0.5
+        assert limit / 3 < np.abs(fresh).max() < 1.001 * limit
+    assert final.get_rho() == model.get_rho()
+    # The model itself stays as it is.
+    assert_same(values(fitted_model().weights), values(model.weights))
+
+
+def test_averages_of_a_warm_start_are_measured():
+    first = First()
+    final = refit(
+        fitted_model(), warm=True, epochs=1, batch_size=32, callbacks=[first]
+    )
+    kernel, mean = (
+        next(
+            value
+            for variable, value in zip(
+                final.weights, first.weights, strict=True
+            )
+            if variable.name == name
+        )
+        for name in ("kernel", "moving_mean")
+    )
+    np.testing.assert_allclose(mean, (X @ kernel).mean(0), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("run_eagerly", [True, False])
+def test_a_schedule_goes_as_far_as_it_came(run_eagerly):
+    """Twelve steps of it in a run of four."""
+    schedule = keras.optimizers.schedules.PolynomialDecay(1.0, 12, 0.0)
+    model = compile_model(
+        make_model(),
+        optimizer=keras.optimizers.SGD(schedule),
+        run_eagerly=run_eagerly,
+    )
+    fit(model, epochs=4)
+    first = First()
+    final = refit(model, warm=True, epochs=1, callbacks=[first])
+    np.testing.assert_allclose(first.rates, [1, 0.75, 0.5, 0.25], rtol=1e-5)
+    assert int(final.optimizer.iterations) == 12
+    # A cold one has the schedule as it is.
+    first = First()
+    refit(model, epochs=1, callbacks=[first])
+    np.testing.assert_allclose(
+        first.rates, [1 - i / 12 for i in range(4)], rtol=1e-5
+    )
+
+
+def test_a_warm_start_and_the_schedule_of_rho():
+    record = kcr.callbacks.RhoHistory()
+    model = compile_model(make_model())
+    fit(model, epochs=2, callbacks=[record])
+    final = refit(model, warm=True, schedule=record, epochs=2)
+    assert final.get_rho() == pytest.approx(model.get_rho(), rel=1e-5)
+
+
+def batches(dataset):
+    while True:
+        yield from dataset
+
+
+def test_a_warm_start_refuses_a_generator():
+    message = "expects data that can be read again.*Received: x=generator"
+    with pytest.raises(ValueError, match=message):
+        kcr.refit(
+            fitted_model(), batches([(X, Y)]), warm=True, steps_per_epoch=2
+        )

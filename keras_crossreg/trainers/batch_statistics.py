@@ -16,6 +16,17 @@ from keras_crossreg._keras import all_layers
 NUM_BATCHES = 8
 
 
+def moving_normalizations(model: Any) -> list[Any]:
+    """The batch normalizations whose moving averages follow theta."""
+    return [
+        layer
+        for layer in all_layers(model)
+        if isinstance(layer, keras.layers.BatchNormalization)
+        and layer.trainable
+        and layer.momentum < 1
+    ]
+
+
 def measure(
     model: Any, call: Callable[[Any], None], batches: Iterable[Any]
 ) -> None:
@@ -29,13 +40,7 @@ def measure(
         call: Calls it in training mode, on a batch.
         batches: What it is called on.
     """
-    layers = [
-        layer
-        for layer in all_layers(model)
-        if isinstance(layer, keras.layers.BatchNormalization)
-        and layer.trainable
-        and layer.momentum < 1
-    ]
+    layers = moving_normalizations(model)
     if not layers:
         return
     averages = [v for la in layers for v in la.non_trainable_variables]

@@ -14,9 +14,10 @@ from keras_crossreg._keras import averages_of
 from keras_crossreg._keras import count_steps
 from keras_crossreg._keras import inner_optimizer
 from keras_crossreg.regularizers.level_sets import level_set_of
+from keras_crossreg.trainers.batch_statistics import moving_normalizations
 
-#: Of a kernel that training began with a draw: what is left of it, and how
-#: much of the draw comes back.
+#: Of a kernel that batch normalization frees of its scale, and that training
+#: began with a draw: what is left of it, and how much of the draw comes back.
 SHRUNK, PERTURBED = 0.5, 0.1
 #: Of any other weight: the part of its way from the start that it keeps.
 KEPT = 0.5
@@ -62,10 +63,12 @@ def go_back(
 ) -> None:
     """Moves weights back to their start.
 
-    A kernel that was drawn there is shrunk and perturbed: half of it, and a
-    tenth of the draw. Every other weight goes half way back: a pretrained
-    kernel, whose scale the others expect, stays in the range that it knows. A
-    weight with a learned regularizer does not move: its complexity is rho.
+    A kernel that was drawn there, in a network with batch normalization, is
+    shrunk and perturbed: half of it, and a tenth of the draw. What it computes
+    has the same scale, and it learns faster. Every other weight goes half way
+    back, which keeps the scale that others expect, that of pretrained weights
+    too. A weight with a learned regularizer does not move: its complexity is
+    rho.
 
     Args:
         theta: The variables.
@@ -87,9 +90,12 @@ def go_back(
 def drawn_kernels(model: Any) -> set[int]:
     """The ids of kernels that are as their initializer draws them.
 
-    Keras does not keep what a weight was set by. A kernel that was trained has
-    another scale, or longer tails.
+    Of networks with batch normalization that trains; none of others. Keras does
+    not keep what a weight was set by. A kernel that was trained has another
+    scale, or longer tails.
     """
+    if not moving_normalizations(model):
+        return set()
     return {
         id(variable)
         for layer in all_layers(model)

@@ -100,13 +100,14 @@ class CrossRegTrainer(Preparation):
             merge_epochs: Integer. The last of the `epochs`, which finish:
                 they train theta on training and regularization data together,
                 with rho frozen, so that no example is lost to regularization.
-                Theta start them half way back to where they were when `fit`
-                was called, moving averages of batch normalization are
-                measured anew, and the optimizer begins again, its learning
-                rate too; a schedule runs through these epochs as it would
+                Theta start them half way back to what they were when `fit` was
+                called; kernels that batch normalization frees of their scale
+                are halved, with a tenth of their first draw. Moving averages
+                are measured anew, and the optimizer begins again, its learning
+                rate too: a schedule runs through these epochs as it would
                 have through all `epochs`. A run that a callback stops before
                 has none. Where all epochs are such, nothing goes back.
-                Defaults to `0`; a quarter of the epochs is a good choice.
+                Defaults to `0`; half of the epochs are a good choice.
 
         Returns:
             A `keras.callbacks.History`. Next to `loss` it has `reg_loss`, and
