@@ -26,6 +26,8 @@ SAMPLES = 16
 LEGS = 3
 TRIALS = 20
 HYPERGRADIENTS = ("direct", "gap")
+# The part of the epochs that finish.
+FINISHES = {"finish": 0.5, "quarter": 0.25}
 
 
 @keras.saving.register_keras_serializable("keras_crossreg_benchmarks")
@@ -144,7 +146,10 @@ class Training:
             model = kcr.learn_regularizers(task.build(dropout(0.25)))
         else:
             model = task.build(OURS[kind], kcr.CrossRegModel)
-        merged = max(1, round(task.epochs / 4)) if "finish" in variants else 0
+        merged = 0
+        for name, part in FINISHES.items():
+            if name in variants:
+                merged = max(1, round(task.epochs * part))
         (x, _), (x_reg, _) = task.part("train"), task.part("reg")
         self.compile(model, self.steps(len(x), task.epochs), **special)
         self.fit(
@@ -341,7 +346,7 @@ def all_runs() -> dict[str, Run]:
     for name in RESTARTED:
         runs[f"{name}+restarts"] = Run(simple[name], restarts=True)
     for kind in (*OURS, "learn"):
-        for end in ((), ("finish",), ("refit",)):
+        for end in ((), ("finish",), ("quarter",), ("refit",)):
             for how in ((), *((name,) for name in HYPERGRADIENTS)):
                 name = "+".join([f"ours={kind}", *how, *end])
                 runs[name] = Run(ours(kind, *how, *end))
