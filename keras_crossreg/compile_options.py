@@ -40,7 +40,7 @@ class CompileOptions:
     reg_freq: int | None = None
     reg_warmup: int | None = None
     averaging: Any = "auto"
-    hypergradient: Any = "direct"
+    hypergradient: Any = "gap"
     eval_num_samples: int | None = None
     rho: Any = None
     samples_per_pass: int = 16

@@ -124,10 +124,13 @@ class CrossRegModel(Trainer):
             num_samples: Integer K, at least 1. Sampled predictions that the
                 regularization pass averages. Defaults to `16`.
             reg_freq: Integer r, at least 1. Training steps per rho step.
-                `None`: as many as keep the added work at a ninth of that of
-                training, `r = 6 K B_reg / B` for regularization batches of
-                `B_reg` and training batches of `B` examples. With the other
-                defaults, 12. Defaults to `None`.
+                `None`: as many as keep the added work of each of both sets at
+                a ninth of that of training, `r = 6 K B_reg / B` for
+                regularization batches of `B_reg` and training batches of `B`
+                examples: 12 with the other defaults. In a `fit` of which rho
+                learn in a part alone, r is smaller by that part; where that
+                leaves fewer than 50 rho steps, both r and the default `B_reg`
+                are. Defaults to `None`.
             reg_warmup: Integer, not negative. Training steps before rho start
                 to learn. `None`: until the moving averages that predictions
                 are normalized by have come up with theta, `2 / (1 -
@@ -146,10 +149,13 @@ class CrossRegModel(Trainer):
                 average `(n, ...)`. Defaults to `"auto"`.
             hypergradient: `"direct"`: the partial derivative of the
                 regularization loss, with theta held; first order, as in the
-                paper. `"implicit"`: with theta's answer to rho, at their
-                optimum, by Hessian-vector products. `"one_step"`: through one
-                step of theta. Or an object of `kcr.hypergradients`, which
-                says more. Defaults to `"direct"`.
+                paper. `"gap"`: the same for norms and temperatures; noise,
+                dropout and augmentation also take in how they hurt as many
+                training examples, which theta have memorized, and end
+                stronger; first order. `"implicit"`: with theta's answer to
+                rho, at their optimum, by Hessian-vector products.
+                `"one_step"`: through one step of theta. Or an object of
+                `kcr.hypergradients`, which says more. Defaults to `"gap"`.
             eval_num_samples: Integer, at least 1. Samples that `evaluate`,
                 `predict` and validation average. Defaults to `num_samples`.
             rho: A regular expression, or a list of them: every trainable
@@ -182,7 +188,7 @@ class CrossRegModel(Trainer):
         )
         if options.second_order is not None and self._num_replicas > 1:
             raise ValueError(
-                '`hypergradient` other than "direct" works on one device. '
+                "A `hypergradient` of second order works on one device. "
                 f"Received: hypergradient={hypergradient} under a strategy of "
                 f"{self._num_replicas} replicas"
             )

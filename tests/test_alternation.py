@@ -18,7 +18,7 @@ from helpers import recording_model
 from helpers import values
 
 import keras_crossreg as kcr
-from keras_crossreg.trainers.rho_schedule import default_reg_freq
+from keras_crossreg.trainers.rho_schedule import Work
 from keras_crossreg.trainers.rho_schedule import default_reg_warmup
 
 
@@ -67,7 +67,8 @@ def test_number_of_rho_steps(
 def test_the_default_of_reg_freq(
     num_samples, reg_batch_size, batch_size, expected
 ):
-    assert default_reg_freq(num_samples, reg_batch_size, batch_size) == expected
+    work = Work(num_samples)
+    assert work.reg_freq(reg_batch_size, batch_size) == expected
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,10 @@ from keras_crossreg.supported_backends import check_backend
 
 if check_backend() == "tensorflow":
     from keras_crossreg.primitives.tensorflow import evaluated_after
-    from keras_crossreg.primitives.tensorflow import first_rows
     from keras_crossreg.primitives.tensorflow import gradient
     from keras_crossreg.primitives.tensorflow import gradient_in_passes
     from keras_crossreg.primitives.tensorflow import replica_index
+    from keras_crossreg.primitives.tensorflow import rows
     from keras_crossreg.primitives.tensorflow import second_order
     from keras_crossreg.primitives.tensorflow import uniform
     from keras_crossreg.primitives.tensorflow import value_and_gradient
@@ -22,10 +22,10 @@ if check_backend() == "tensorflow":
 __all__ = [
     "NotDifferentiableTwice",
     "evaluated_after",
-    "first_rows",
     "gradient",
     "gradient_in_passes",
     "replica_index",
+    "rows",
     "second_order",
     "uniform",
     "value_and_gradient",

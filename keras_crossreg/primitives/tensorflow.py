@@ -55,15 +55,14 @@ def uniform(
     return tf.random.stateless_uniform(shape, key, dtype=dtype, alg="philox")
 
 
-def first_rows(x: Any, size: Any) -> Any:
-    """The first `size` rows of a tensor, all where it has fewer."""
+def rows(x: Any, start: int, size: Any) -> Any:
+    """`size` rows of a tensor from `start` on, fewer where it ends."""
     if not isinstance(x, tf.SparseTensor):
-        return x[:size]
-    rows = tf.minimum(tf.cast(size, "int64"), tf.shape(x, "int64")[0])
-    whole = tf.shape(x, "int64")[1:]
-    return tf.sparse.slice(
-        x, tf.zeros_like(x.dense_shape), tf.concat([[rows], whole], 0)
-    )
+        return x[start : start + size]
+    shape = tf.shape(x, "int64")
+    taken = tf.minimum(tf.cast(size, "int64"), shape[0] - start)
+    corner = tf.concat([[start], tf.zeros_like(shape[1:])], 0)
+    return tf.sparse.slice(x, corner, tf.concat([[taken], shape[1:]], 0))
 
 
 # ---- Gradients ---------------------------------------------------------------

@@ -15,7 +15,6 @@ from keras_crossreg.trainers.fit_state import FitState
 from keras_crossreg.trainers.fit_warnings import warn_of_curvature
 from keras_crossreg.trainers.reg_data import with_ranks_of
 from keras_crossreg.trainers.regularization_loss import RegularizationLoss
-from keras_crossreg.trainers.rho_schedule import default_reg_freq
 
 # This key in the logs of a rho step is for `_run_rho_step` alone.
 IS_POSITIVE = "is_positive"
@@ -123,10 +122,8 @@ class Alternation(RegularizationLoss):
             steps = _keras.count_steps(self.optimizer)
         if schedule.reg_freq is None:
             taken = max(1, steps - schedule.steps)
-            schedule.reg_freq = default_reg_freq(
-                self._options.num_samples,
-                state.stream.batch_size,
-                _keras.count_examples(self) / taken,
+            schedule.choose_reg_freq(
+                state.stream.batch_size, _keras.count_examples(self) / taken
             )
         due = schedule.advance(steps)
         if not self._rho_frozen:

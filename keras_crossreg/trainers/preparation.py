@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import keras
@@ -13,6 +14,10 @@ from keras_crossreg.trainers.fit_state import FitState
 from keras_crossreg.trainers.fit_warnings import warn_of_held_rho
 from keras_crossreg.trainers.fit_warnings import warn_of_no_rho
 from keras_crossreg.trainers.reg_stream import RegularizationStream
+from keras_crossreg.trainers.rho_schedule import Epochs
+from keras_crossreg.trainers.rho_schedule import RhoSchedule
+from keras_crossreg.trainers.rho_schedule import Work
+from keras_crossreg.trainers.rho_schedule import default_reg_warmup
 
 
 class Preparation(Alternation):
@@ -38,6 +43,7 @@ class Preparation(Alternation):
         reg_data: Any,
         batch_size: int | None,
         reg_batch_size: int | None,
+        epochs: Epochs,
     ) -> Any:
         """Checks everything that can be checked before a weight moves.
 
@@ -48,18 +54,17 @@ class Preparation(Alternation):
         if reg_data is not None or not self._is_built or self._num_replicas > 1:
             like, x = data_lib.peek(*data)
         state.train_like = like
+        self._build_on(like)
+        state.schedule = schedule = self._make_schedule(epochs)
         if reg_data is None:
-            self._build_on(like)
             self._check_level_sets()
             data_lib.check_reg_data_is_there(self._learning_rho(), reg_data)
         else:
-            size = data_lib.batch_size_of(data, batch_size)
-            if reg_batch_size is None and size is not None:
-                reg_batch_size = max(size // 8, self._num_replicas)
-            state.stream = self._make_stream(
+            state.stream = self._make_reg_stream(
                 reg_data,
                 reg_batch_size,
-                position=_keras.count_steps(self.rho_optimizer),
+                data_lib.batch_size_of(data, batch_size),
+                schedule,
             )
             if self._check_reg_batch(like, state.stream.first_batch):
                 self._check_finite(*state.stream.not_finite())
@@ -68,6 +73,57 @@ class Preparation(Alternation):
                 state.end_stream()
         self._build_optimizers()
         return x, *data[1:]
+
+    def _make_schedule(self, epochs: Epochs) -> RhoSchedule:
+        """When rho step, in these epochs."""
+        reg_warmup = self._options.reg_warmup
+        taken = _keras.count_steps(self.optimizer)
+        if reg_warmup is None:
+            reg_warmup = default_reg_warmup(
+                _keras.all_layers(self), epochs.until(taken)
+            )
+        work = Work(
+            self._options.num_samples,
+            steps=epochs.learning_until(taken, reg_warmup),
+            all_steps=epochs.until(taken),
+        )
+        return RhoSchedule(self._options.reg_freq, reg_warmup, work)
+
+    def _make_reg_stream(
+        self,
+        reg_data: Any,
+        reg_batch_size: int | None,
+        batch_size: int | None,
+        schedule: RhoSchedule,
+    ) -> RegularizationStream:
+        """Regularization batches, of a size that leaves enough rho steps.
+
+        `batch_size`: B, where it is known.
+        """
+        work = schedule.work
+        if self._options.reg_freq is not None:
+            # So many steps it shall be.
+            work = dataclasses.replace(work, steps=None)
+        wanted = reg_batch_size
+        if wanted is None and batch_size is not None:
+            wanted = max(work.reg_batch_size(batch_size), self._num_replicas)
+        stream = self._make_stream(
+            reg_data,
+            wanted,
+            position=_keras.count_steps(self.rho_optimizer),
+        )
+        if stream.comes_in_batches:
+            if reg_batch_size is None:
+                # Where B is not known, it is taken to be that of these batches.
+                wanted = work.smaller_batch_size(
+                    stream.batch_size, batch_size or stream.batch_size
+                )
+            if wanted is not None and self._num_replicas == 1:
+                stream.split(wanted)
+        schedule.has_enough = reg_batch_size is None and (
+            wanted is not None and stream.batch_size <= wanted
+        )
+        return stream
 
     def _check_reg_batch(self, like: Any, batch: Any) -> list[keras.Variable]:
         """Whether a regularization batch fits the training data and the model.

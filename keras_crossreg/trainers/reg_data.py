@@ -212,10 +212,13 @@ def batch_rows(batch: Any) -> Any:
 
 def first_examples(batch: Any, size: Any) -> Any:
     """The first so many examples of a batch of tensors, all if `None`."""
-    if size is None:
-        return batch
+    return batch if size is None else examples(batch, 0, size)
+
+
+def examples(batch: Any, start: int, size: Any) -> Any:
+    """So many examples of a batch of tensors, from one on."""
     return tree.map_structure(
-        lambda x: None if x is None else primitives.first_rows(x, size), batch
+        lambda x: None if x is None else primitives.rows(x, start, size), batch
     )
 
 

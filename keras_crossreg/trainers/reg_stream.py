@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import types
 from collections.abc import Generator
 from typing import Any
@@ -13,7 +14,9 @@ from keras_crossreg._keras import array_inputs
 from keras_crossreg._keras import can_convert_arrays
 from keras_crossreg._keras import get_data_adapter
 from keras_crossreg.trainers.reg_data import CONVERSION_ERRORS
+from keras_crossreg.trainers.reg_data import batch_rows
 from keras_crossreg.trainers.reg_data import describe
+from keras_crossreg.trainers.reg_data import examples
 
 
 class RegularizationStream(abc.ABC):
@@ -28,7 +31,8 @@ class RegularizationStream(abc.ABC):
     Args:
         reg_data: Any form of data that `fit` takes as `x`, or a tuple
             `(x, y)` or `(x, y, sample_weight)` of arrays.
-        batch_size: Integer or `None`, Keras's 32. For arrays.
+        batch_size: Integer or `None`, Keras's 32. For arrays: of other data
+            `split` makes smaller batches.
         position: Integer, the number of batches that were used before. A run
             that goes on meets the batch that comes next.
 
@@ -49,6 +53,8 @@ class RegularizationStream(abc.ABC):
         self._position = position
         self._description = describe(reg_data)
         self._arrays: RegularizationArrays | None = None
+        # Of pieces that larger batches are split up into.
+        self._size: int | None = None
         first, error = None, None
         try:
             data = keras.utils.unpack_x_y_sample_weight(reg_data)
@@ -109,10 +115,50 @@ class RegularizationStream(abc.ABC):
     def _batches_from(self, position: int) -> Generator[Any, None, None]:
         if self._arrays is not None:
             return self._shuffled(self._arrays, position)
-        return self._cycle(position)
+        if self._size is None:
+            return self._cycle(position)
+        skipped = 0 if self._is_shuffled else position
+        return self._pieces(self._cycle(0), skipped)
 
     def __iter__(self) -> RegularizationStream:
         return self
+
+    @property
+    def comes_in_batches(self) -> bool:
+        """Whether the data say how many examples come together."""
+        return self._arrays is None
+
+    def split(self, size: int) -> None:
+        """Splits batches up that are larger, before the first one is used.
+
+        What is left over of each is left out.
+        """
+        if self._arrays is not None or self.batch_size <= size:
+            return
+        self._size = size
+        if self._is_generator:
+            whole = _chained(self._first, self._batches)
+            self._batches = self._pieces(whole, 0)
+        else:
+            self.close()
+            self._batches = self._batches_from(self._position)
+        first = next(self._batches)
+        self._first = [first]
+        self.batch_size, self.first_batch = self._look_at(first)
+
+    def _pieces(
+        self, whole: Generator[Any, None, None], skipped: int
+    ) -> Generator[Any, None, None]:
+        """Batches split up, but for so many pieces at the start."""
+        assert self._size is not None
+        number = 0
+        with contextlib.closing(whole):
+            for batch in whole:
+                rows = batch_rows(batch)
+                for start in range(0, rows - self._size + 1, self._size):
+                    number += 1
+                    if number > skipped:
+                        yield examples(batch, start, self._size)
 
     def __next__(self) -> Any:
         self._position += 1
@@ -176,6 +222,14 @@ class RegularizationArrays(abc.ABC):
     @abc.abstractmethod
     def not_finite(self) -> list[int]:
         """The numbers of the examples that hold a NaN or an infinity."""
+
+
+def _chained(
+    first: list[Any], rest: Generator[Any, None, None]
+) -> Generator[Any, None, None]:
+    with contextlib.closing(rest):
+        yield from first
+        yield from rest
 
 
 def _is_finite(x: Any) -> bool:

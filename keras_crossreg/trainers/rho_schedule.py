@@ -14,6 +14,73 @@ TIME_CONSTANTS = 2
 # The part of a training that a warm-up takes, at the most: a short training
 # is spent learning rho all the same.
 MOST = 0.25
+# With the default optimizer, a stored rho moves by a tenth in a step, at the
+# most: so many steps take it by 5.
+ENOUGH = 50
+# A regularization batch has this part of the examples of a training batch.
+PART = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What a rho step costs, and the defaults that follow from that.
+
+    A rho step of B_reg examples adds `K B_reg / B * 2/3` of the work of a
+    training step of B examples: K forward passes, and a backward pass through
+    activations alone. Every r training steps, that is a ninth for
+    `r = 6 K B_reg / B`, of a training in which rho learn from end to end. In
+    others, rho steps are as many, and closer to each other. Where as many
+    training examples take part, the work is two ninths.
+
+    Args:
+        num_samples: Integer K.
+        steps: Integer, the training steps in which rho may learn; `None` where
+            that is not known.
+        all_steps: Integer, the steps of the whole training, as well.
+    """
+
+    num_samples: int
+    steps: int | None = None
+    all_steps: int | None = None
+
+    def reg_freq(self, reg_batch_size: int, batch_size: float) -> int:
+        """The r of which rho steps add a ninth of the work, at the most.
+
+        `B_reg / B` is 1 where B is not known, which is 0: in a training step of
+        one's own that measures no loss.
+        """
+        part = reg_batch_size / batch_size if batch_size else 1.0
+        # The r of whole numbers is not missed for rounding.
+        r = 6 * self.num_samples * part * self._share - 1e-6
+        return max(1, math.ceil(r))
+
+    @property
+    def _share(self) -> float:
+        """The part of the training in which rho learn."""
+        if self.steps is None or not self.all_steps:
+            return 1.0
+        return self.steps / self.all_steps
+
+    @property
+    def most_reg_freq(self) -> int | None:
+        """The r that leaves enough rho steps; `None` where it is not known."""
+        return None if self.steps is None else max(1, self.steps // ENOUGH)
+
+    def reg_batch_size(self, batch_size: int) -> int:
+        """An eighth of B; fewer in a run that would have few rho steps.
+
+        The more frequent steps add no more work, as long as there is an example
+        for each.
+        """
+        return self.smaller_batch_size(max(1, batch_size // PART), batch_size)
+
+    def smaller_batch_size(self, reg_batch_size: int, batch_size: int) -> int:
+        """B_reg itself where that leaves enough rho steps."""
+        most = self.most_reg_freq
+        if most is None or self.reg_freq(reg_batch_size, batch_size) <= most:
+            return reg_batch_size
+        size = most * batch_size / (6 * self.num_samples * self._share)
+        return max(1, int(size))
 
 
 @dataclasses.dataclass
@@ -24,12 +91,17 @@ class RhoSchedule:
         reg_freq: Integer r, training steps per rho step; `None` until the
             first batches tell what the default is.
         reg_warmup: Integer, training steps before rho start to learn.
+        work: What rho steps cost.
         steps: Integer, the training steps that were taken so far.
+        has_enough: Whether r is small enough for enough rho steps, at any
+            cost: where the regularization batches are as small as they can be.
     """
 
     reg_freq: int | None
     reg_warmup: int
+    work: Work
     steps: int = 0
+    has_enough: bool = False
 
     def advance(self, steps: int) -> int:
         """The number of rho steps that are due when so many were taken."""
@@ -41,17 +113,12 @@ class RhoSchedule:
         assert self.reg_freq is not None
         return max(0, steps - self.reg_warmup) // self.reg_freq
 
-
-def default_reg_freq(
-    num_samples: int, reg_batch_size: int, batch_size: float
-) -> int:
-    """The r of which rho steps add a ninth of the work of training at most.
-
-    They add `K B_reg / (r B) * 2/3`. `B_reg / B` is 1 where B is not known,
-    which is 0: in a training step of one's own that measures no loss.
-    """
-    part = reg_batch_size / batch_size if batch_size else 1.0
-    return max(1, math.ceil(6 * num_samples * part))
+    def choose_reg_freq(self, reg_batch_size: int, batch_size: float) -> None:
+        """Sets the default r, from the first batches."""
+        self.reg_freq = self.work.reg_freq(reg_batch_size, batch_size)
+        most = self.work.most_reg_freq
+        if self.has_enough and most is not None:
+            self.reg_freq = min(self.reg_freq, most)
 
 
 def default_reg_warmup(
@@ -84,3 +151,28 @@ def default_reg_warmup(
         return 0
     warmup = TIME_CONSTANTS / (1 - max(momenta))
     return round(warmup if steps is None else min(warmup, MOST * steps))
+
+
+@dataclasses.dataclass(frozen=True)
+class Epochs:
+    """The epochs of a call of `fit`.
+
+    Args:
+        count: Integer, all of them.
+        learning: Integer, those in which rho learn.
+        steps: Integer, training steps of each; `None` where that is not known.
+    """
+
+    count: int
+    learning: int
+    steps: int | None
+
+    def until(self, taken: int) -> int | None:
+        """Training steps until the end, with those taken before."""
+        return None if not self.steps else taken + self.count * self.steps
+
+    def learning_until(self, taken: int, reg_warmup: int) -> int | None:
+        """The same, until rho stop learning, and without a warm-up."""
+        if not self.steps or self.learning <= 0:
+            return None
+        return max(1, taken + self.learning * self.steps - reg_warmup)

@@ -18,8 +18,7 @@ from keras_crossreg.trainers.fit_warnings import warn_of_reg_data
 from keras_crossreg.trainers.merge import OneRun
 from keras_crossreg.trainers.merge import merge
 from keras_crossreg.trainers.preparation import Preparation
-from keras_crossreg.trainers.rho_schedule import RhoSchedule
-from keras_crossreg.trainers.rho_schedule import default_reg_warmup
+from keras_crossreg.trainers.rho_schedule import Epochs
 
 
 class CrossRegTrainer(Preparation):
@@ -94,9 +93,13 @@ class CrossRegTrainer(Preparation):
                 as `validation_split` does. With both, the validation part is
                 cut first, and this is a part of what is left. For arrays.
             reg_batch_size: Integer. Examples in a regularization batch, at
-                most the regularization set. Defaults to an eighth of
-                `batch_size`, and one for each replica at least. Not for data
-                that come in batches.
+                most the regularization set; larger ones of a dataset or a
+                generator are split up. Defaults to an eighth of `batch_size`,
+                and one for each replica at least; of data in batches, to
+                these. Where `fit` knows that there would be fewer than 50 rho
+                steps, and `reg_freq` is not given either, batches are smaller
+                and rho step more often, at the same added work; in runs of a
+                few dozen steps, at more.
             merge_epochs: Integer. The last of the `epochs`, which finish:
                 they train theta on training and regularization data together,
                 with rho frozen, so that no example is lost to regularization.
@@ -165,10 +168,14 @@ class CrossRegTrainer(Preparation):
             watch = None
             if self.compiled:
                 data = self._prepare(
-                    state, data, reg_data, batch_size, reg_batch_size
-                )
-                state.schedule = self._make_schedule(
-                    steps, epochs - initial_epoch
+                    state,
+                    data,
+                    reg_data,
+                    batch_size,
+                    reg_batch_size,
+                    Epochs(
+                        epochs - initial_epoch, switch - initial_epoch, steps
+                    ),
                 )
                 learning = self._learning_rho()
                 watch = RhoWatch(learning, self.rho_optimizer)
@@ -221,16 +228,6 @@ class CrossRegTrainer(Preparation):
         batches = (self._ranked(next(stream)) for _ in range(count))
         batch_statistics.measure(self, self._make_training_call(), batches)
         stream.close()
-
-    def _make_schedule(self, steps: int | None, epochs: int) -> RhoSchedule:
-        """With `steps` an epoch, or `None` where that is not known."""
-        reg_warmup = self._options.reg_warmup
-        if reg_warmup is None:
-            total = _keras.count_steps(self.optimizer) + epochs * (steps or 0)
-            reg_warmup = default_reg_warmup(
-                _keras.all_layers(self), total if steps else None
-            )
-        return RhoSchedule(self._options.reg_freq, reg_warmup)
 
     def _end_learning(
         self, state: FitState, watch: RhoWatch, history: Any
