@@ -74,8 +74,8 @@ def test_the_default_of_reg_freq(
 @pytest.mark.parametrize(
     ("reg_batch_size", "expected", "steps_per_execution", "run_eagerly"),
     [
-        # By default an eighth of B, which is 8.
-        (None, 2, 3, False),
+        # By default an eighth of B, which is 8: two steps, which are too few.
+        (None, 1, 3, False),
         (4, 6, 1, True),
         # Of data in batches B is not known beforehand, and B_reg all there is.
         ("batches", 18, 3, True),

@@ -165,7 +165,11 @@ def test_train_on_batch():
     model = compile_model(
         make_model(), hypergradient="gap", optimizer=keras.optimizers.SGD(0.0)
     )
-    direct = compile_model(make_model(), optimizer=keras.optimizers.SGD(0.0))
+    direct = compile_model(
+        make_model(),
+        hypergradient="direct",
+        optimizer=keras.optimizers.SGD(0.0),
+    )
     for each in (model, direct):
         each.train_on_batch(*make_data(8), reg_data=make_data(12, seed=1))
     assert model.get_rho() != direct.get_rho()

@@ -48,6 +48,7 @@ def test_gradient_of_the_sampled_average_is_the_closed_form(
         rho_optimizer=keras.optimizers.SGD(1.0),
         num_samples=num_samples,
         samples_per_pass=samples_per_pass,
+        hypergradient="direct",
         reg_freq=1,
         run_eagerly=run_eagerly,
     )
@@ -122,6 +123,7 @@ def test_sample_weights_of_reg_data_weigh_its_loss():
             optimizer=keras.optimizers.SGD(0.0),
             loss="mse",
             rho_optimizer=keras.optimizers.SGD(0.1),
+            hypergradient="direct",
             reg_freq=1,
             run_eagerly=True,
         )

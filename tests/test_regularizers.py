@@ -336,7 +336,8 @@ def test_other_precisions(dtype):
     try:
         model = network()
         before = model.get_rho()
-        history = fit(model).history
+        # Loss scaling leaves out the first steps.
+        history = fit(model, epochs=3).history
     finally:
         keras.config.set_dtype_policy("float32")
     assert np.isfinite(history["reg_loss"][-1])

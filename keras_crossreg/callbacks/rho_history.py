@@ -55,6 +55,7 @@ class RhoHistory(keras.callbacks.Callback):
         self.start: dict[str, Any] = {}
         self.meanings: dict[str, str] = {}
         self._records: list[tuple[int, int, dict[str, Any]]] = []
+        self._before = self._counted = 0
 
     @property
     def history(self) -> dict[str, np.ndarray]:
@@ -80,8 +81,12 @@ class RhoHistory(keras.callbacks.Callback):
         values = self._values()
         for key, variable in rho_by_key(self.model).items():
             self.meanings[key] = rho_info(variable).meaning
-        step = count_steps(self.model.optimizer)
-        self._records.append((epoch, step, values))
+        counted = count_steps(self.model.optimizer)
+        if counted < self._counted:
+            # The last epochs of a `fit` begin with a fresh optimizer.
+            self._before = self._records[-1][1]
+        self._counted = counted
+        self._records.append((epoch, self._before + counted, values))
         if logs is not None:
             logs.update(_as_logs(values))
 

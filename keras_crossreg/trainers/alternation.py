@@ -13,6 +13,8 @@ from keras_crossreg import _keras
 from keras_crossreg.regularizers.level_sets import project_theta_steps
 from keras_crossreg.trainers.fit_state import FitState
 from keras_crossreg.trainers.fit_warnings import warn_of_curvature
+from keras_crossreg.trainers.reg_data import batch_rows
+from keras_crossreg.trainers.reg_data import examples
 from keras_crossreg.trainers.reg_data import with_ranks_of
 from keras_crossreg.trainers.regularization_loss import RegularizationLoss
 
@@ -104,8 +106,26 @@ class Alternation(RegularizationLoss):
         batches = list(itertools.islice(iterator, self.steps_per_execution))
         if not batches:
             raise StopIteration
-        state.train_batch = batches[-1]
+        # The last batch of an epoch may have fewer examples: a step that is
+        # compiled for the others keeps to these.
+        if not self._is_shorter(batches[-1], state.train_batch):
+            state.train_batch = batches[-1]
         return iter(batches)
+
+    def _is_shorter(self, batch: Any, before: Any) -> bool:
+        return (
+            before is not None
+            and self._options.gap is not None
+            and self._num_replicas == 1
+            and batch_rows(batch) < batch_rows(before)
+        )
+
+    def _training_examples(self, batch: Any, reg_batch: Any) -> Any:
+        """What a `hypergradient` looks at of a training batch."""
+        gap = self._options.gap
+        if gap is None or self._num_replicas > 1:
+            return batch
+        return examples(batch, 0, gap.batch_size or batch_rows(reg_batch))
 
     def _due_reg_batches(self) -> Iterator[Any]:
         """A batch for each rho step that theta's last steps made due."""
@@ -139,7 +159,7 @@ class Alternation(RegularizationLoss):
             state.metrics_are_stale = False
         batches: tuple[Any, ...] = (self._ranked(batch),)
         if self._options.correction is not None:
-            batches += (state.train_batch,)
+            batches += (self._training_examples(state.train_batch, batch),)
         logs = self._rho_function(batches)
         if self._options.second_order is not None:
             state.rho_steps += 1

@@ -144,6 +144,7 @@ def test_gradient_of_the_averaged_loss_is_exact_for_a_linear_model(rate):
         rho_optimizer=keras.optimizers.SGD(1.0),
         loss="mse",
         num_samples=num_samples,
+        hypergradient="direct",
     )
     before = float(layer.rho.numpy())
     reg = {"reg_data": (x, y), "reg_batch_size": rows}
