@@ -9,8 +9,9 @@ of `compile` and `fit` changed (`direct`: none). Behind it, with the learned rho
 and all the data, a `refit` where `refit=1`, and one that replays their schedule
 where `schedule=1`. With `part=0.25` the run that learns has that part of the
 training and the regularization data. `merge=0.25` merges in that part of the
-epochs. `--table` prints means and standard errors of what is there, and runs
-nothing. See docs/defaults.md for what it gave.
+epochs, and `gap=1` has the gradient and the r that are the defaults now.
+`--table` prints means and standard errors of what is there, and runs
+nothing. See docs/grids.md for what it gave.
 """
 
 from __future__ import annotations
@@ -242,6 +243,12 @@ def one_run(name: str, run: str, seed: int) -> dict[str, Any]:
     if RHO & set(options):
         special["rho_optimizer"] = rho_optimizer(options)
     special |= {k: int(options[k]) for k in COMPILE & set(options)}
+    if "gap" not in options:
+        # What the grids were made with: the rule for r of 0.1, too.
+        size = int(options.get("reg_batch_size", data["batch_size"] // 8))
+        work = 6 * int(options.get("num_samples", 16)) * size
+        special.setdefault("reg_freq", -(-work // data["batch_size"]))
+        special["hypergradient"] = "direct"
     model.compile(
         keras.optimizers.Adam(rate),
         "sparse_categorical_crossentropy",

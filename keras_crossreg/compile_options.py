@@ -25,7 +25,7 @@ class CompileOptions:
     """The arguments of `compile` that are not Keras's, checked.
 
     Every default stands here, and here alone. They were found on three data
-    sets; the grid is in docs/defaults.md.
+    sets; the grid is in docs/grids.md.
 
     Args:
         num_samples: See `CrossRegModel.compile`, and so for all others.

@@ -254,7 +254,8 @@ class Experiment:
             keras.losses.SparseCategoricalCrossentropy(from_logits=True),
             metrics=["accuracy"],
             eval_num_samples=self.scale.samples,
-            **settings or {},
+            # The paper's gradient.
+            **{"hypergradient": "direct", **(settings or {})},
         )
         return model
 

@@ -27,7 +27,7 @@ class GeneralizationGap(Hypergradient):
     `c` says how much of the gap noise closes in all, in units of what it
     closes at once: 1 is the direct gradient, 2 takes theta's answer to be as
     much again. That is a rule of thumb and no theorem;
-    [Defaults](../defaults.md) has what it was measured on.
+    `docs/defaults.md` has what it was measured on.
 
     For rho of layers that are stochastic in sampling passes: noise, dropout,
     augmentation. Other rho, such as norms and temperatures, have the direct
