@@ -98,6 +98,7 @@ __all__ = [
     "take_initial_epoch",
     "train_validation_split",
     "unscale_loss_for_distribution",
+    "variables_of_loss_metrics",
     "was_called",
 ]
 
@@ -256,6 +257,16 @@ def compute_loss(model: Any, x: Any, y: Any, y_pred: Any, weight: Any) -> Any:
     return model._compute_loss(
         x=x, y=y, y_pred=y_pred, sample_weight=weight, training=False
     )
+
+
+def variables_of_loss_metrics(model: Any) -> list[Any]:
+    """Of the means of the loss of each output, which `compute_loss` updates.
+
+    Among the metrics of a model they are told from others by no public name.
+    """
+    loss = model._compile_loss
+    metrics = [] if loss is None else loss.metrics
+    return [v for metric in metrics for v in metric.variables]
 
 
 def call_losses(model: Any) -> list[Any]:

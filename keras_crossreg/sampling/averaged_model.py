@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import keras
+from keras import tree
 
 from keras_crossreg._keras import all_layers
 from keras_crossreg._keras import get_input_signature
@@ -37,7 +38,8 @@ class AveragedModel(keras.Model):
         self.averaged_loss = loss
         # A model that has not predicted yet has not looked at whether the
         # rows of a batch meet in it.
-        model.make_predict_function()
+        model.look()
+        self._check_state()
         self.built = model.built
 
     @classmethod
@@ -55,8 +57,22 @@ class AveragedModel(keras.Model):
         model = self.model
         if not any(map(is_stochastic, all_layers(model))):
             return model(inputs, training=False)
+        flat = tree.flatten(inputs)
+        if not any(isinstance(x, keras.KerasTensor) for x in flat):
+            model.look(inputs)
+            self._check_state()
         with sampled_calls(model, self.num_samples, self._average):
             return model(inputs)
+
+    def _check_state(self) -> None:
+        states = [v.path for v in self.model.moving_states]
+        if states:
+            raise ValueError(
+                "An averaged or exported model keeps no state from batch to "
+                "batch, which its samples would each need one of: use "
+                "`predict` of the model itself, or layers with "
+                f"`stateful=False`. Received: states={states}"
+            )
 
     def _average(self, samples: Any) -> Any:
         return average(

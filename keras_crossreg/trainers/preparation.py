@@ -7,6 +7,7 @@ from typing import Any
 import keras
 
 from keras_crossreg import _keras
+from keras_crossreg.sampling.row_probe import fixed_batch
 from keras_crossreg.trainers import reg_data as data_lib
 from keras_crossreg.trainers.alternation import Alternation
 from keras_crossreg.trainers.fit_state import FitState
@@ -26,10 +27,6 @@ class Preparation(Alternation):
     ) -> RegularizationStream:
         """The regularization batches, from this one on."""
         raise NotImplementedError
-
-    def _build_on_inputs(self, x: Any) -> None:
-        """Creates the variables of the model, from symbolic inputs."""
-        self(x)
 
     def _prepare(
         self,
@@ -54,6 +51,9 @@ class Preparation(Alternation):
             data_lib.check_reg_data_is_there(self._learning_rho(), reg_data)
         else:
             size = data_lib.batch_size_of(data, batch_size)
+            fixed = fixed_batch(self)
+            if reg_batch_size is None and fixed is not None:
+                reg_batch_size = fixed * self._num_replicas
             if reg_batch_size is None and size is not None:
                 reg_batch_size = max(size // 8, self._num_replicas)
             state.stream = self._make_stream(
@@ -90,8 +90,9 @@ class Preparation(Alternation):
             if like is not None:
                 data_lib.check_batches_match(like, batch)
             if learning:
+                self._check_fixed_batch(batch)
                 x, _, _ = keras.utils.unpack_x_y_sample_weight(batch)
-                self._look_at_rows(x)
+                self.look(x)
                 self._check_rho_step(learning, batch)
                 checked.key = key
             elif not self.rho_variables:
@@ -100,6 +101,17 @@ class Preparation(Alternation):
                 warn_of_held_rho(self.rho_variables)
             self._build_optimizers()
         return learning
+
+    def _check_fixed_batch(self, batch: Any) -> None:
+        fixed, rows = fixed_batch(self), data_lib.num_rows(batch)
+        if fixed is not None and rows != fixed:
+            raise ValueError(
+                f"The model takes batches of {fixed} examples alone, by the "
+                "shape of its inputs or of a recurrent state: give `reg_data` "
+                "such batches (`reg_batch_size` for arrays, of which there "
+                "must be as many). Received: a regularization batch of "
+                f"{rows} examples"
+            )
 
     def _check_level_sets(self) -> None:
         for level_set in self._level_sets:
