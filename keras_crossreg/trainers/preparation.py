@@ -10,6 +10,8 @@ from keras_crossreg import _keras
 from keras_crossreg.sampling.row_probe import fixed_batch
 from keras_crossreg.trainers import reg_data as data_lib
 from keras_crossreg.trainers.alternation import Alternation
+from keras_crossreg.trainers.data_checks import check_not_complex
+from keras_crossreg.trainers.data_checks import check_sample_weight
 from keras_crossreg.trainers.fit_state import FitState
 from keras_crossreg.trainers.fit_warnings import warn_of_held_rho
 from keras_crossreg.trainers.fit_warnings import warn_of_no_rho
@@ -41,6 +43,7 @@ class Preparation(Alternation):
         Returns:
             The data to train on, `(x, y, sample_weight)`.
         """
+        check_sample_weight("the training data", data[1], data[2])
         like, x = None, data[0]
         if reg_data is not None or not self._is_built or self._num_replicas > 1:
             like, x = data_lib.peek(*data)
@@ -50,6 +53,8 @@ class Preparation(Alternation):
             self._check_level_sets()
             data_lib.check_reg_data_is_there(self._learning_rho(), reg_data)
         else:
+            _, y, weight = keras.utils.unpack_x_y_sample_weight(reg_data)
+            check_sample_weight("`reg_data`", y, weight)
             size = data_lib.batch_size_of(data, batch_size)
             fixed = fixed_batch(self)
             if reg_batch_size is None and fixed is not None:
@@ -87,6 +92,7 @@ class Preparation(Alternation):
         if key != checked.key:
             checked.like = like
             batch = data_lib.with_ranks_of(like, batch)
+            check_not_complex(self, like, batch[:2])
             if like is not None:
                 data_lib.check_batches_match(like, batch)
             if learning:
