@@ -86,12 +86,14 @@ __all__ = [
     "is_in_cluster",
     "is_keras_layer",
     "learning_rate_of",
+    "losses_by_layer",
     "make_step_function",
     "optimized_variables",
     "producing_node",
     "receive_sampling",
     "replace_tracked",
     "set_keras_mask",
+    "set_losses_by_layer",
     "set_lower_is_better",
     "set_steps",
     "slice_tensorflow_sparse_wrapper",
@@ -276,6 +278,24 @@ def call_losses(model: Any) -> list[Any]:
     """
     of_weights = len(model._get_regularization_losses())
     return list(model.losses[: len(model.losses) - of_weights])
+
+
+def losses_by_layer(model: Any) -> list[list[Any]]:
+    """What the last call added by `add_loss`, layer by layer.
+
+    `model.losses` is made of these, and of no other.
+    """
+    return [
+        list(layer._losses)
+        for layer in model._flatten_layers(include_self=True)
+    ]
+
+
+def set_losses_by_layer(model: Any, losses: list[list[Any]]) -> None:
+    """Sets what `losses_by_layer` gives."""
+    layers = model._flatten_layers(include_self=True)
+    for layer, of_layer in zip(layers, losses, strict=True):
+        layer._losses[:] = of_layer
 
 
 def is_in_cluster(strategy: Any) -> bool:

@@ -28,6 +28,8 @@ class SampleTable(kcr.layers.RhoLayer):
         self.seed_generator = keras.random.SeedGenerator(0)
         #: The number of the sample, for a reference that makes one at a time.
         self.number = None
+        #: Of a layer that is used more than once in a model.
+        self.calls_in_pass = 1
 
     def build(self, input_shape):
         self.rho = self.add_rho("rho", start=self.start)
@@ -37,10 +39,12 @@ class SampleTable(kcr.layers.RhoLayer):
             return inputs
         rho = self.rho_value(self.rho, sampling)
         rows = ops.shape(inputs)[0]
-        if self.number is not None:
-            numbers = ops.full((rows,), self.number, "int32")
+        if self.number is not None or not sampling:
+            # Training has one sample, and is not counted.
+            numbers = ops.full((rows,), self.number or 0, "int32")
         else:
-            passes = ops.cast(self.seed_generator.next()[1], "int32")
+            calls = ops.cast(self.seed_generator.next()[1], "int32")
+            passes = calls // self.calls_in_pass
             in_pass = samples_in_pass() or 1
             numbers = ops.arange(rows, dtype="int32") // (rows // in_pass)
             numbers = (numbers + passes * in_pass) % len(TABLE)
@@ -57,6 +61,13 @@ def tables(model):
     return [
         layer for layer in all_layers(model) if isinstance(layer, SampleTable)
     ]
+
+
+def rewind(model):
+    """Begins with the first sample again."""
+    for layer in tables(model):
+        state = layer.seed_generator.state
+        state.assign(ops.zeros_like(state))
 
 
 @contextlib.contextmanager

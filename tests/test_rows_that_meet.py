@@ -97,6 +97,33 @@ def test_a_loss_that_is_summed_over_the_batch(run_eagerly):
     assert history["reg_loss"][0] == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [
+        keras.layers.ActivityRegularization(l2=0.1),
+        keras.layers.Dense(4, activity_regularizer="l1"),
+    ],
+)
+def test_activity_regularizers_of_keras_are_means_over_the_batch(layer):
+    model = build(layer, sigma=1e-6, num_samples=4)
+    y = X[:, [0] * 4]
+    expected = plain(model).evaluate(X, y, batch_size=24, verbose=0)
+    found = model.evaluate(X, y, batch_size=24, verbose=0)
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+@WARNS
+@pytest.mark.parametrize("num_samples", [4, 10])
+def test_what_a_layer_adds_is_the_mean_over_all_samples(num_samples):
+    model = build(Penalty(), sigma=3.0, num_samples=num_samples)
+    y = np.asarray(model.predict(X, batch_size=24, verbose=0))
+    samples = model.predict_samples(X, num_samples, batch_size=24, verbose=0)
+    expected = 0.01 * np.sum(samples**2) / num_samples
+    # The predictions are right, so that all of the loss is what it adds.
+    found = model.evaluate(X, y, batch_size=24, verbose=0)
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
 @WARNS
 @pytest.mark.parametrize("run_eagerly", [True, False])
 def test_outputs_that_are_not_one_row_for_each_example(run_eagerly):

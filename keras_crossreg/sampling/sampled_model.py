@@ -16,7 +16,9 @@ from keras import tree
 
 from keras_crossreg._keras import Functional
 from keras_crossreg._keras import GraphModel
+from keras_crossreg._keras import losses_by_layer
 from keras_crossreg._keras import receive_sampling
+from keras_crossreg._keras import set_losses_by_layer
 from keras_crossreg.checks import check_integer
 from keras_crossreg.compile_options import CompileOptions
 from keras_crossreg.primitives import evaluated_after
@@ -168,9 +170,11 @@ class SampledModel(ProbedModel):
         """K samples or a few more, in passes of the same number of them."""
         in_each = self._in_each_pass(num_samples, most)
         parts: list[Any] = []
-        for _ in range(0, num_samples, in_each):
-            with evaluated_after(parts[-1:]):
-                parts.append(self._sample(x, in_each))
+        with _mean_of_losses(self) as note:
+            for _ in range(0, num_samples, in_each):
+                with evaluated_after(parts[-1:]):
+                    parts.append(self._sample(x, in_each))
+                note()
         return parts
 
     def _in_each_pass(self, num_samples: int, most: int) -> int:
@@ -197,7 +201,7 @@ class SampledModel(ProbedModel):
         runs = self._sample_runs(num_samples)
         parts: list[Any] = []
         ends: list[list[Any]] = []
-        with self._kept_seeds():
+        with self._kept_seeds(), _mean_of_losses(self) as note:
             before = [(v, ops.copy(v.value)) for v in moving]
             starts = runs.starts()
             for k in range(num_samples):
@@ -210,6 +214,7 @@ class SampledModel(ProbedModel):
                         variable.assign(values[k])
                     parts.append(self._pass(x, 1))
                     ends.append([ops.copy(v.value) for v in runs.variables])
+                note()
             runs.keep(ends)
         return averaging.join(parts, num_samples)
 
@@ -336,6 +341,22 @@ class _Sampler(keras.Model):
         model = self._of()
         with sampled_calls(model, self.num_samples, _examples_first):
             return model.predict_step(*args)
+
+
+@contextlib.contextmanager
+def _mean_of_losses(model: Any) -> Iterator[Callable[[], None]]:
+    """What layers add to the loss is the mean over the passes within.
+
+    What it yields is called after each pass.
+    """
+    passes: list[Any] = []
+    yield lambda: passes.append(losses_by_layer(model))
+    if len(passes) > 1 and any(passes[0]):
+        means = [
+            [sum(terms) / len(passes) for terms in zip(*of_layer, strict=True)]
+            for of_layer in zip(*passes, strict=True)
+        ]
+        set_losses_by_layer(model, means)
 
 
 def _predicting(step: Any) -> Any:
