@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import keras
+from keras import ops
 
 from keras_crossreg import _keras
 from keras_crossreg.sampling.row_probe import fixed_batch
@@ -13,9 +14,12 @@ from keras_crossreg.trainers.alternation import Alternation
 from keras_crossreg.trainers.data_checks import check_not_complex
 from keras_crossreg.trainers.data_checks import check_sample_weight
 from keras_crossreg.trainers.fit_state import FitState
+from keras_crossreg.trainers.fit_warnings import RhoWatch
 from keras_crossreg.trainers.fit_warnings import warn_of_held_rho
 from keras_crossreg.trainers.fit_warnings import warn_of_no_rho
+from keras_crossreg.trainers.prior_loss import prior_loss
 from keras_crossreg.trainers.reg_stream import RegularizationStream
+from keras_crossreg.trainers.shared_batches import warn_of_shared_batches
 
 
 class Preparation(Alternation):
@@ -107,6 +111,20 @@ class Preparation(Alternation):
                 warn_of_held_rho(self.rho_variables)
             self._build_optimizers()
         return learning
+
+    def _report_reg_data(
+        self, watch: RhoWatch, history: Any, data: Any, reg_data: Any
+    ) -> None:
+        """Warns of what is seen of a regularization set in the end."""
+        if reg_data is None or not self._learning_rho():
+            return
+        warn_of_shared_batches(data, reg_data)
+        if not _keras.call_losses(self):
+            watch.report_targets(
+                history.history,
+                prior_loss(self.loss, reg_data),
+                float(ops.convert_to_numpy(self._penalty())),
+            )
 
     def _check_fixed_batch(self, batch: Any) -> None:
         fixed, rows = fixed_batch(self), data_lib.num_rows(batch)
