@@ -291,10 +291,12 @@ def losses_by_layer(model: Any) -> list[list[Any]]:
     ]
 
 
-def set_losses_by_layer(model: Any, losses: list[list[Any]]) -> None:
-    """Sets what `losses_by_layer` gives."""
-    layers = model._flatten_layers(include_self=True)
-    for layer, of_layer in zip(layers, losses, strict=True):
+def set_losses_by_layer(model: Any, losses: list[list[Any]] | None) -> None:
+    """Sets what `losses_by_layer` gives, or clears all."""
+    layers = list(model._flatten_layers(include_self=True))
+    for layer, of_layer in zip(
+        layers, losses or [[]] * len(layers), strict=True
+    ):
         layer._losses[:] = of_layer
 
 

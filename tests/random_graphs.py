@@ -79,6 +79,8 @@ STEPS = sorted(
     {*ANY, *OF_VECTORS, *OF_SEQUENCES, *OF_IMAGES, *JOINS, "flatten"}
 )
 
+FORMS = ["functional", "subclass", "nested", "wrapped"]
+
 recipes = st.fixed_dictionaries(
     {
         "input": st.sampled_from(sorted(SHAPES)),
@@ -90,7 +92,7 @@ recipes = st.fixed_dictionaries(
         "second_input": st.booleans(),
         "second_output": st.booleans(),
         "loss": st.sampled_from(["mse", "logits", "probabilities"]),
-        "form": st.sampled_from(["functional", "subclass", "nested"]),
+        "form": st.sampled_from(FORMS),
         "num_samples": st.integers(1, 5),
         "samples_per_pass": st.sampled_from([2, 16]),
         "policy": st.sampled_from(["float32"] * 7 + ["mixed_bfloat16"]),
@@ -213,6 +215,8 @@ def build(recipe):
         if form == "subclass":
             model = Around(inner)
             model(data)
+        elif form == "wrapped":
+            model = kcr.wrap(inner)
         else:
             model = kcr.CrossRegModel(structure, inner(structure))
     model.compile(

@@ -17,6 +17,7 @@ from sample_table import one_sample
 from sample_table import rewind
 from sample_table import tables
 
+import keras_crossreg as kcr
 from keras_crossreg import primitives
 
 QUIET = settings(
@@ -65,6 +66,14 @@ def check(recipe):
     predicted = model.predict(x, batch_size=len(x["first"]), verbose=0)
     for name, expected in average.items():
         np.testing.assert_allclose(predicted[name], expected, **tolerance)
+    samples = model.predict_samples(
+        x, num_samples, batch_size=len(x["first"]), verbose=0
+    )
+    averaged = kcr.averaged(model, num_samples)(x)
+    for name, expected in average.items():
+        apart = [one_sample(model, x, k)[name] for k in range(num_samples)]
+        np.testing.assert_allclose(samples[name], apart, **tolerance)
+        np.testing.assert_allclose(averaged[name], expected, **tolerance)
     score = model.evaluate(
         x, y, batch_size=len(x["first"]), verbose=0, return_dict=True
     )

@@ -122,6 +122,13 @@ def test_what_a_layer_adds_is_the_mean_over_all_samples(num_samples):
     # The predictions are right, so that all of the loss is what it adds.
     found = model.evaluate(X, y, batch_size=24, verbose=0)
     assert found == pytest.approx(expected, rel=1e-4)
+    served = kcr.averaged(model, num_samples)
+    served.compile("sgd", "mse")
+    found = served.evaluate(X, y, batch_size=24, verbose=0)
+    assert found == pytest.approx(expected, rel=1e-4)
+    served(X)
+    served(X)
+    assert float(sum(served.losses)) == pytest.approx(expected, rel=1e-4)
 
 
 @WARNS

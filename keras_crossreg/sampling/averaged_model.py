@@ -9,6 +9,8 @@ from keras import tree
 
 from keras_crossreg._keras import all_layers
 from keras_crossreg._keras import get_input_signature
+from keras_crossreg._keras import losses_by_layer
+from keras_crossreg._keras import set_losses_by_layer
 from keras_crossreg.checks import check_integer
 from keras_crossreg.sampling.averaging import average
 from keras_crossreg.sampling.averaging import plain_loss
@@ -61,8 +63,15 @@ class AveragedModel(keras.Model):
         if not any(isinstance(x, keras.KerasTensor) for x in flat):
             model.look(inputs)
             self._check_state()
+        # Those of another call of the model, in the same call of an outer one.
+        before = losses_by_layer(model)
         with sampled_calls(model, self.num_samples, self._average):
-            return model(inputs)
+            outputs = model(inputs)
+        added = losses_by_layer(model)
+        set_losses_by_layer(
+            model, [a + b for a, b in zip(before, added, strict=True)]
+        )
+        return outputs
 
     def _check_state(self) -> None:
         states = [v.path for v in self.model.moving_states]

@@ -350,8 +350,15 @@ def _mean_of_losses(model: Any) -> Iterator[Callable[[], None]]:
     What it yields is called after each pass.
     """
     passes: list[Any] = []
-    yield lambda: passes.append(losses_by_layer(model))
-    if len(passes) > 1 and any(passes[0]):
+
+    def note() -> None:
+        passes.append(losses_by_layer(model))
+        # Keras clears them in a call that is in no other call alone.
+        set_losses_by_layer(model, None)
+
+    set_losses_by_layer(model, None)
+    yield note
+    if any(passes[0]):
         means = [
             [sum(terms) / len(passes) for terms in zip(*of_layer, strict=True)]
             for of_layer in zip(*passes, strict=True)
