@@ -86,18 +86,21 @@ __all__ = [
     "is_in_cluster",
     "is_keras_layer",
     "learning_rate_of",
+    "losses_by_layer",
     "make_step_function",
     "optimized_variables",
     "producing_node",
     "receive_sampling",
     "replace_tracked",
     "set_keras_mask",
+    "set_losses_by_layer",
     "set_lower_is_better",
     "set_steps",
     "slice_tensorflow_sparse_wrapper",
     "take_initial_epoch",
     "train_validation_split",
     "unscale_loss_for_distribution",
+    "variables_of_loss_metrics",
     "was_called",
 ]
 
@@ -258,6 +261,16 @@ def compute_loss(model: Any, x: Any, y: Any, y_pred: Any, weight: Any) -> Any:
     )
 
 
+def variables_of_loss_metrics(model: Any) -> list[Any]:
+    """Of the means of the loss of each output, which `compute_loss` updates.
+
+    Among the metrics of a model they are told from others by no public name.
+    """
+    loss = model._compile_loss
+    metrics = [] if loss is None else loss.metrics
+    return [v for metric in metrics for v in metric.variables]
+
+
 def call_losses(model: Any) -> list[Any]:
     """What the last call of the model added by `add_loss`.
 
@@ -265,6 +278,26 @@ def call_losses(model: Any) -> list[Any]:
     """
     of_weights = len(model._get_regularization_losses())
     return list(model.losses[: len(model.losses) - of_weights])
+
+
+def losses_by_layer(model: Any) -> list[list[Any]]:
+    """What the last call added by `add_loss`, layer by layer.
+
+    `model.losses` is made of these, and of no other.
+    """
+    return [
+        list(layer._losses)
+        for layer in model._flatten_layers(include_self=True)
+    ]
+
+
+def set_losses_by_layer(model: Any, losses: list[list[Any]] | None) -> None:
+    """Sets what `losses_by_layer` gives, or clears all."""
+    layers = list(model._flatten_layers(include_self=True))
+    for layer, of_layer in zip(
+        layers, losses or [[]] * len(layers), strict=True
+    ):
+        layer._losses[:] = of_layer
 
 
 def is_in_cluster(strategy: Any) -> bool:

@@ -11,6 +11,7 @@ from keras_crossreg._keras import all_layers
 from keras_crossreg.regularizers.level_sets import LevelSet
 from keras_crossreg.regularizers.level_sets import level_set_of
 from keras_crossreg.regularizers.level_sets import level_sets_of
+from keras_crossreg.regularizers.level_sets import misses_level_set
 from keras_crossreg.rho import assign_rho
 from keras_crossreg.rho import check_patterns
 from keras_crossreg.rho import human_value
@@ -60,6 +61,7 @@ class RhoModel(SampledModel):
     @property
     def rho_variables(self) -> list[keras.Variable]:
         """Every regularization weight, in the order of the network."""
+        self._make_level_sets()
         found = []
         for v in self.weights:
             if is_rho(v):
@@ -71,7 +73,15 @@ class RhoModel(SampledModel):
 
     @property
     def _level_sets(self) -> list[LevelSet]:
+        self._make_level_sets()
         return level_sets_of(self.weights)
+
+    def _make_level_sets(self) -> None:
+        """Creates the rho of learned regularizers where weights are created."""
+        weights = self.weights
+        if any(map(misses_level_set, weights)):
+            with self._creation_scope():
+                level_sets_of(weights)
 
     def _learning_rho(self) -> list[keras.Variable]:
         """The rho that a rho step moves: none when frozen."""

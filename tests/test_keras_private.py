@@ -331,3 +331,27 @@ def test_replacing_a_layer_that_is_tracked():
     assert _keras.all_layers(outer) == [new]
     _keras.replace_tracked(outer, keras.layers.Dropout(0.1), new)
     assert _keras.all_layers(outer) == [new]
+
+
+def test_the_loss_of_each_output_is_a_metric():
+    inputs = keras.Input((2,))
+    outputs = {n: keras.layers.Dense(1, name=n)(inputs) for n in ("a", "b")}
+    model = keras.Model(inputs, outputs)
+    assert _keras.variables_of_loss_metrics(model) == []
+    model.compile("sgd", dict.fromkeys(outputs, "mse"))
+    x = np.ones((3, 2), "float32")
+    model.evaluate(x, dict.fromkeys(outputs, x[:, :1]), verbose=0)
+    # A total and a count of each.
+    assert len(_keras.variables_of_loss_metrics(model)) == 4
+
+
+def test_losses_of_a_model_are_those_of_its_layers():
+    inputs = keras.Input((2,))
+    layer = keras.layers.ActivityRegularization(l2=1.0)
+    model = keras.Model(inputs, layer(inputs))
+    model(np.ones((3, 2), "float32"))
+    losses = _keras.losses_by_layer(model)
+    assert [float(v) for of_layer in losses for v in of_layer] == [2.0]
+    halved = [[v / 2 for v in of_layer] for of_layer in losses]
+    _keras.set_losses_by_layer(model, halved)
+    assert [float(v) for v in model.losses] == [1.0]

@@ -8,10 +8,10 @@ from helpers import make_model
 from keras import ops
 
 import keras_crossreg as kcr
-from keras_crossreg.sampling.row_probe import rows_may_meet
+from keras_crossreg.sampling.row_probe import needs_a_look
 
 X = np.random.default_rng(0).normal(size=(24, 3)).astype("float32")
-WARNS = pytest.mark.filterwarnings("ignore:The rows of a batch meet")
+WARNS = pytest.mark.filterwarnings("ignore:The samples of a prediction")
 
 
 class Penalty(keras.layers.Layer):
@@ -95,6 +95,40 @@ def test_a_loss_that_is_summed_over_the_batch(run_eagerly):
         verbose=0,
     ).history
     assert history["reg_loss"][0] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        keras.layers.ActivityRegularization(l2=0.1),
+        keras.layers.Dense(4, activity_regularizer="l1"),
+    ],
+)
+def test_activity_regularizers_of_keras_are_means_over_the_batch(layer):
+    model = build(layer, sigma=1e-6, num_samples=4)
+    y = X[:, [0] * 4]
+    expected = plain(model).evaluate(X, y, batch_size=24, verbose=0)
+    found = model.evaluate(X, y, batch_size=24, verbose=0)
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+@WARNS
+@pytest.mark.parametrize("num_samples", [4, 10])
+def test_what_a_layer_adds_is_the_mean_over_all_samples(num_samples):
+    model = build(Penalty(), sigma=3.0, num_samples=num_samples)
+    y = np.asarray(model.predict(X, batch_size=24, verbose=0))
+    samples = model.predict_samples(X, num_samples, batch_size=24, verbose=0)
+    expected = 0.01 * np.sum(samples**2) / num_samples
+    # The predictions are right, so that all of the loss is what it adds.
+    found = model.evaluate(X, y, batch_size=24, verbose=0)
+    assert found == pytest.approx(expected, rel=1e-4)
+    served = kcr.averaged(model, num_samples)
+    served.compile("sgd", "mse")
+    found = served.evaluate(X, y, batch_size=24, verbose=0)
+    assert found == pytest.approx(expected, rel=1e-4)
+    served(X)
+    served(X)
+    assert float(sum(served.losses)) == pytest.approx(expected, rel=1e-4)
 
 
 @WARNS
@@ -190,7 +224,7 @@ def test_an_averaged_model_of_a_model_that_never_predicted(tmp_path):
 
 def test_it_is_said_once():
     model = build(Centered())
-    with pytest.warns(UserWarning, match="rows of a batch meet") as record:
+    with pytest.warns(UserWarning, match="the rows of a batch meet") as record:
         model.predict(X, verbose=0)
     assert len(record) == 1
     assert record[0].filename == __file__
@@ -232,11 +266,63 @@ def test_a_subclassed_model_is_looked_at_by_fit():
             return self.dense(x - ops.mean(x, axis=0, keepdims=True))
 
     model = compile_model(Net(), loss="mse")
-    with pytest.warns(UserWarning, match="rows of a batch meet"):
+    with pytest.warns(UserWarning, match="the rows of a batch meet"):
         model.fit(X, X[:, :1], reg_data=(X[:10] + 1, X[:10, :1]), verbose=0)
     samples = model.predict_samples(X, 3, batch_size=24, verbose=0)
     bias = model.dense.bias.numpy()
     assert np.abs(samples.mean(axis=1) - bias).max() < 1e-5
+
+
+@keras.saving.register_keras_serializable("tests")
+class CenteredNet(kcr.CrossRegModel):
+    """A subclass in which rows meet."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.noise = kcr.layers.GaussianNoiseScale(2.0, seed=1)
+        self.dense = keras.layers.Dense(4)
+
+    def call(self, inputs):
+        x = self.noise(inputs)
+        return self.dense(x - ops.mean(x, axis=0, keepdims=True))
+
+
+@pytest.mark.parametrize("call", ["predict", "samples", "evaluate", "batch"])
+@pytest.mark.parametrize("run_eagerly", [True, False])
+def test_a_subclassed_model_that_was_never_fitted(call, run_eagerly, tmp_path):
+    model = compile_model(CenteredNet(), loss="mse", num_samples=8)
+    model(X)
+    model.save(tmp_path / "model.keras")
+    model = keras.saving.load_model(tmp_path / "model.keras")
+    model.run_eagerly = run_eagerly
+    with pytest.warns(UserWarning, match="the rows of a batch meet"):
+        if call == "evaluate":
+            loss = model.evaluate(X, X[:, [0] * 4], batch_size=24, verbose=0)
+        elif call == "predict":
+            model.predict(X, batch_size=24, verbose=0)
+        elif call == "samples":
+            model.predict_samples(X, 3, batch_size=24, verbose=0)
+        else:
+            model.predict_on_batch(X)
+    samples = model.predict_samples(X, 8, batch_size=24, verbose=0)
+    assert np.abs(samples.mean(axis=1)).max() < 1e-5
+    average = samples.mean(axis=0)
+    if call == "evaluate":
+        expected = np.mean((average - X[:, [0] * 4]) ** 2)
+        assert loss == pytest.approx(expected, rel=1e-5)
+    found = model.predict(X, batch_size=24, verbose=0)
+    np.testing.assert_allclose(found, average, atol=1e-5)
+
+
+@WARNS
+def test_a_subclassed_model_with_steps_per_execution_is_looked_at_once():
+    model = CenteredNet()
+    model(X)
+    model.compile("sgd", "mse", steps_per_execution=2)
+    y = X[:, [0] * 4]
+    first = model.evaluate(X, y, batch_size=6, verbose=0)
+    assert first == model.evaluate(X, y, batch_size=6, verbose=0)
+    assert model.predict(X, batch_size=6, verbose=0).shape == (24, 4)
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
@@ -251,18 +337,18 @@ def test_rounding_to_sixteen_bits_is_no_meeting(policy, recwarn):
     finally:
         keras.config.set_dtype_policy("float32")
     kcr.CrossRegModel(inputs, outputs).predict(X, verbose=0)
-    assert not [w for w in recwarn if "rows of a batch" in str(w.message)]
+    assert not [w for w in recwarn if "the rows of a batch" in str(w.message)]
 
 
 def test_what_needs_no_probe():
-    assert not rows_may_meet(make_model())
+    assert not needs_a_look(make_model())
     inputs = keras.Input((8, 8, 3))
     x = keras.layers.Conv2D(4, 3)(inputs)
     x = keras.layers.BatchNormalization()(x)
     x = kcr.layers.GaussianNoiseScale()(x)
     x = keras.layers.GlobalAveragePooling2D()(x)
     inner = keras.Sequential([keras.layers.Dense(4), keras.layers.ReLU()])
-    assert not rows_may_meet(kcr.CrossRegModel(inputs, inner(x)))
+    assert not needs_a_look(kcr.CrossRegModel(inputs, inner(x)))
 
 
 @pytest.mark.parametrize(
@@ -275,10 +361,10 @@ def test_what_needs_no_probe():
 )
 def test_what_needs_one(layer):
     inputs = keras.Input((3,))
-    assert rows_may_meet(keras.Model(inputs, layer(inputs)))
+    assert needs_a_look(keras.Model(inputs, layer(inputs)))
 
 
 def test_a_state_over_batches_needs_one():
     inputs = keras.Input(batch_shape=(4, 5, 3))
     x = keras.layers.GRU(2, stateful=True)(inputs)
-    assert rows_may_meet(keras.Model(inputs, x))
+    assert needs_a_look(keras.Model(inputs, x))

@@ -147,7 +147,7 @@ class AlwaysDropout(keras.layers.Dropout):
         return super().call(inputs, training=True)
 
 
-@pytest.mark.filterwarnings("ignore:The rows of a batch meet")
+@pytest.mark.filterwarnings("ignore:The samples of a prediction")
 def test_layers_that_always_draw_are_called_for_every_sample():
     keras.utils.set_random_seed(0)
     inputs, rows = keras.Input((3,)), Rows()
@@ -163,7 +163,7 @@ def test_layers_that_always_draw_are_called_for_every_sample():
     assert 0.4 < np.mean(is_zero[0] != is_zero[1]) < 0.6
 
 
-@pytest.mark.filterwarnings("ignore:The rows of a batch meet")
+@pytest.mark.filterwarnings("ignore:The samples of a prediction")
 def test_a_graph_with_other_tensors_than_batches():
     keras.utils.set_random_seed(0)
     inputs, rows = keras.Input((3,)), Rows()

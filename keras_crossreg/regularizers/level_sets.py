@@ -117,12 +117,21 @@ def level_set_of(weight: keras.Variable) -> LevelSet | None:
     The weight keeps it, as it keeps its regularizer: models that share the
     weight share its rho. Files need not know it.
     """
-    if not isinstance(getattr(weight, "regularizer", None), LearnedRegularizer):
+    if not _is_learned(weight):
         return None
-    if not hasattr(weight, "level_set"):
+    if misses_level_set(weight):
         weight.level_set = LevelSet(weight)
     level_set: LevelSet = weight.level_set
     return level_set
+
+
+def misses_level_set(weight: keras.Variable) -> bool:
+    """Whether a weight is to have a level set that was not made yet."""
+    return _is_learned(weight) and not hasattr(weight, "level_set")
+
+
+def _is_learned(weight: keras.Variable) -> bool:
+    return isinstance(getattr(weight, "regularizer", None), LearnedRegularizer)
 
 
 def level_sets_of(weights: list[keras.Variable]) -> list[LevelSet]:

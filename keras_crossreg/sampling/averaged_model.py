@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import keras
+from keras import tree
 
 from keras_crossreg._keras import all_layers
 from keras_crossreg._keras import get_input_signature
+from keras_crossreg._keras import losses_by_layer
+from keras_crossreg._keras import set_losses_by_layer
 from keras_crossreg.checks import check_integer
 from keras_crossreg.sampling.averaging import average
 from keras_crossreg.sampling.averaging import plain_loss
@@ -37,7 +40,8 @@ class AveragedModel(keras.Model):
         self.averaged_loss = loss
         # A model that has not predicted yet has not looked at whether the
         # rows of a batch meet in it.
-        model.make_predict_function()
+        model.look()
+        self._check_state()
         self.built = model.built
 
     @classmethod
@@ -55,8 +59,29 @@ class AveragedModel(keras.Model):
         model = self.model
         if not any(map(is_stochastic, all_layers(model))):
             return model(inputs, training=False)
+        flat = tree.flatten(inputs)
+        if not any(isinstance(x, keras.KerasTensor) for x in flat):
+            model.look(inputs)
+            self._check_state()
+        # Those of another call of the model, in the same call of an outer one.
+        before = losses_by_layer(model)
         with sampled_calls(model, self.num_samples, self._average):
-            return model(inputs)
+            outputs = model(inputs)
+        added = losses_by_layer(model)
+        set_losses_by_layer(
+            model, [a + b for a, b in zip(before, added, strict=True)]
+        )
+        return outputs
+
+    def _check_state(self) -> None:
+        states = [v.path for v in self.model.moving_states]
+        if states:
+            raise ValueError(
+                "An averaged or exported model keeps no state from batch to "
+                "batch, which its samples would each need one of: use "
+                "`predict` of the model itself, or layers with "
+                f"`stateful=False`. Received: states={states}"
+            )
 
     def _average(self, samples: Any) -> Any:
         return average(

@@ -1,14 +1,16 @@
-"""Whether the rows of a batch meet in a model: samples are then drawn apart.
+"""What a model does to a batch: samples may have to be drawn apart.
 
 K samples are K times as many rows in one pass. That is right where a layer
-looks at one row at a time, as Keras's layers do in inference mode. In-batch
-similarities, a mean over the batch, or a loss that a layer sums over the batch
-would see the rows of all samples at once; and what draws in inference mode,
+looks at one row at a time, and keeps nothing of it, as Keras's layers do in
+inference mode. In-batch similarities, a mean over the batch, or a loss that a
+layer sums over the batch would see the rows of all samples at once; so would a
+state over batches, a counter or a metric; and what draws in inference mode,
 unknown to us, might draw once for all of them.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import keras
@@ -18,11 +20,14 @@ from keras import tree
 
 from keras_crossreg._keras import Functional
 from keras_crossreg._keras import all_layers
-from keras_crossreg._keras import call_losses
 from keras_crossreg._keras import graph_operations
 from keras_crossreg._keras import graph_structure
 from keras_crossreg._keras import is_keras_layer
 from keras_crossreg.layers.rho_layer import RhoLayer
+from keras_crossreg.rho import is_rho
+from keras_crossreg.sampling.state import Call
+from keras_crossreg.sampling.state import keeps_state
+from keras_crossreg.sampling.state import watched
 
 # Two batch sizes may be computed in another order: what differs by more than
 # this part of the largest output does not come from rounding. The second is
@@ -32,8 +37,27 @@ _TOLERANCE, _TOLERANCE_OF_16_BITS = 1e-3, 5e-2
 _OPEN_SIZE = 8
 
 
-def rows_may_meet(model: keras.Model) -> bool:
-    """Whether anything in a model may look at more than one row.
+@dataclasses.dataclass(frozen=True)
+class Look:
+    """What is known of a model.
+
+    Attributes:
+        rows_meet: Whether the rows of a batch meet in it.
+        moving: The variables that a pass in inference mode moves, seeds
+            aside.
+    """
+
+    rows_meet: bool = False
+    moving: tuple[keras.Variable, ...] = ()
+
+    @property
+    def apart(self) -> bool:
+        """Whether each sample takes a pass of its own."""
+        return self.rows_meet or bool(self.moving)
+
+
+def needs_a_look(model: keras.Model) -> bool:
+    """Whether anything in a model may look at more than one row, or keep some.
 
     Keras's own layers do not in inference mode, nor do rho layers. A `call` of
     the user's own, an operation between layers or a state over batches may.
@@ -42,7 +66,8 @@ def rows_may_meet(model: keras.Model) -> bool:
         return True
     layers = all_layers(model)
     models = [model, *(la for la in layers if isinstance(la, keras.Model))]
-    if not all(isinstance(m, (Functional, keras.Sequential)) for m in models):
+    known = (Functional.call, keras.Sequential.call)
+    if not all(type(m).call in known for m in models):
         return True
     operations = [
         operation
@@ -57,7 +82,7 @@ def _is_by_row(operation: Any) -> bool:
     if isinstance(operation, keras.Model):
         return True
     if isinstance(operation, RhoLayer):
-        return True
+        return is_ours(operation) or not _owns_state(operation)
     return (
         is_keras_layer(operation)
         and not isinstance(operation, keras.layers.Lambda)
@@ -65,16 +90,35 @@ def _is_by_row(operation: Any) -> bool:
     )
 
 
-def rows_meet(model: keras.Model, x: Any) -> bool:
-    """Whether two rows in one batch give something else than one by one.
+def is_ours(layer: Any) -> bool:
+    """Whether a layer is of this library, and not of a class of its own."""
+    return type(layer).__module__.startswith("keras_crossreg.")
+
+
+def _owns_state(layer: keras.layers.Layer) -> bool:
+    """Whether a rho layer has variables that are neither rho nor seeds."""
+    return bool(layer.metrics_variables) or not all(
+        v.trainable or is_rho(v) for v in layer.weights
+    )
+
+
+def look_at(model: keras.Model, x: Any) -> Look:
+    """Calls a model in inference mode, three times at most, to see.
+
+    Nothing of it moves.
 
     Args:
-        model: The model, which is called three times in inference mode.
-        x: Inputs of two rows.
+        model: The model.
+        x: Inputs. The first two rows are used where that tells enough.
     """
+    has_state = any(map(keeps_state, all_layers(model)))
+    if has_state or fixed_batch(model) is not None:
+        # A state has a row for each of a batch.
+        call = _call(model, x)
+        return Look(rows_meet=not call.moved, moving=call.moved)
     both, first, second = (
         tree.map_structure(
-            lambda a, rows=rows: None if a is None else a[rows], x
+            lambda a, rows=rows: None if a is None else a[rows], two_rows(x)
         )
         for rows in (slice(None), slice(0, 1), slice(1, 2))
     )
@@ -83,25 +127,49 @@ def rows_meet(model: keras.Model, x: Any) -> bool:
         for layer in all_layers(model)
     )
     tolerance = _TOLERANCE_OF_16_BITS if is_short else _TOLERANCE
-    together, loss = _look(model, both)
-    apart = [_look(model, one) for one in (first, second)]
+    call = _call(model, both)
+    if call.moved or call.draws:
+        return Look(rows_meet=call.draws, moving=call.moved)
+    outputs, loss = _numbers(call)
+    apart = [_numbers(_call(model, x)) for x in (first, second)]
     losses = [one_loss for _, one_loss in apart]
     # A mean over rows is right, in any number of copies of them; a sum is not.
     if abs(loss - np.mean(losses)) > tolerance * max(map(abs, losses)):
-        return True
-    outputs = [one for one, _ in apart]
-    return not all(
-        _are_rows(two, one, other, tolerance)
-        for two, one, other in zip(together, *outputs, strict=True)
+        return Look(rows_meet=True)
+    return Look(
+        rows_meet=not all(
+            _are_rows(two, one, other, tolerance)
+            for two, one, other in zip(
+                outputs, *(one for one, _ in apart), strict=True
+            )
+        )
     )
 
 
-def _look(model: keras.Model, x: Any) -> tuple[list[np.ndarray], float]:
-    """Outputs of an inference pass, and what its layers add to the loss."""
-    outputs = tree.flatten(model(x, training=False))
-    arrays = [np.asarray(ops.convert_to_numpy(y)) for y in outputs]
-    loss = sum(float(ops.convert_to_numpy(v)) for v in call_losses(model))
-    return arrays, loss
+def fixed_batch(model: Any) -> int | None:
+    """The size of every batch, where inputs or recurrent states say one."""
+    inputs = model.inputs if isinstance(model, Functional) else []
+    shapes = [v.shape for v in inputs]
+    shapes += [
+        v.shape
+        for layer in all_layers(model)
+        if keeps_state(layer)
+        for v in tree.flatten(getattr(layer, "states", None))
+        if v is not None
+    ]
+    return next((shape[0] for shape in shapes if shape[0] is not None), None)
+
+
+def _call(model: keras.Model, x: Any) -> Call:
+    return watched(lambda: model(x, training=False))
+
+
+def _numbers(call: Call) -> tuple[list[np.ndarray], float]:
+    """Outputs, and what layers added to the loss."""
+    arrays = [
+        np.asarray(ops.convert_to_numpy(y)) for y in tree.flatten(call.result)
+    ]
+    return arrays, sum(float(ops.convert_to_numpy(v)) for v in call.losses)
 
 
 def _are_rows(
@@ -132,15 +200,16 @@ def two_rows(x: Any) -> Any:
 
 
 def random_inputs(model: Any) -> Any:
-    """Two rows of inputs for a functional model; `None` for other models."""
+    """Inputs of a few rows for a functional model; `None` for other models."""
     if not isinstance(model, Functional):
         return None
     rng = np.random.default_rng(0)
+    rows = fixed_batch(model) or 2
 
     def draw(tensor: Any) -> Any:
         shape = [_OPEN_SIZE if n is None else n for n in tensor.shape[1:]]
         if keras.backend.is_float_dtype(tensor.dtype):
-            return ops.cast(rng.normal(size=(2, *shape)), tensor.dtype)
-        return ops.cast(rng.integers(0, 2, (2, *shape)), tensor.dtype)
+            return ops.cast(rng.normal(size=(rows, *shape)), tensor.dtype)
+        return ops.cast(rng.integers(0, 2, (rows, *shape)), tensor.dtype)
 
     return tree.map_structure(draw, graph_structure(model)[0])

@@ -16,8 +16,9 @@ from keras import tree
 
 from keras_crossreg._keras import Functional
 from keras_crossreg._keras import GraphModel
-from keras_crossreg._keras import all_layers
+from keras_crossreg._keras import losses_by_layer
 from keras_crossreg._keras import receive_sampling
+from keras_crossreg._keras import set_losses_by_layer
 from keras_crossreg.checks import check_integer
 from keras_crossreg.compile_options import CompileOptions
 from keras_crossreg.primitives import evaluated_after
@@ -25,12 +26,7 @@ from keras_crossreg.random import sampling_pass
 from keras_crossreg.sampling import averaging
 from keras_crossreg.sampling.late_tiling import LateTiling
 from keras_crossreg.sampling.late_tiling import can_tile_late
-from keras_crossreg.sampling.row_probe import random_inputs
-from keras_crossreg.sampling.row_probe import rows_may_meet
-from keras_crossreg.sampling.row_probe import rows_meet
-from keras_crossreg.sampling.row_probe import two_rows
-from keras_crossreg.sampling.stochastic_layers import is_stochastic
-from keras_crossreg.user_warnings import warn_user
+from keras_crossreg.sampling.probed_model import ProbedModel
 
 # Most samples of a prediction that are made in one pass. More are made in
 # several passes, one after the other, so that memory does not grow with them.
@@ -91,7 +87,7 @@ class _Samplers:
     by_number: dict[int, Any] = dataclasses.field(default_factory=dict)
 
 
-class SampledModel(keras.Model):
+class SampledModel(ProbedModel):
     """Draws sampled predictions, and averages them in `predict`.
 
     A sampling pass is a forward pass with the stochastic regularizers on and
@@ -108,11 +104,7 @@ class SampledModel(keras.Model):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         receive_sampling(self)
-        self._options = CompileOptions()
         self._samplers = _Samplers()
-        # Whether the rows of a batch meet in the model; `None` while that is
-        # not known.
-        self._rows_meet: bool | None = None
 
     @property
     def compile_options(self) -> CompileOptions:
@@ -129,12 +121,17 @@ class SampledModel(keras.Model):
         assert call is not None
         _CALLS.sampled = None
         try:
-            samples = self._repeatable_samples(args[0], call.num_samples)
+            samples = self._predicted_samples(args[0], call.num_samples)
         finally:
             _CALLS.sampled = call
         return call.combine(samples)
 
     def _sample(self, x: Any, num_samples: int) -> Any:
+        """K sampled predictions `(K, n, ...)`, which leave no state behind."""
+        with self._kept_state():
+            return self._pass(x, num_samples)
+
+    def _pass(self, x: Any, num_samples: int) -> Any:
         """K sampled predictions `(K, n, ...)` in one tiled pass."""
         before = _CALLS.tiling
         if self._tiles_late:
@@ -167,58 +164,23 @@ class SampledModel(keras.Model):
         model, num_samples = _CALLS.tiling
         return LateTiling(inputs, num_samples) if model is self else None
 
-    def _look_at_rows(self, x: Any = None) -> None:
-        """Finds out whether the rows of a batch meet in the model.
-
-        By looking at its layers, and by a probe where these do not tell: on
-        the first rows of `x`, or on random ones for a functional model. It
-        runs once.
-        """
-        if self._rows_meet is not None or not (self.built and self._stochastic):
-            return
-        if not rows_may_meet(self):
-            self._rows_meet = False
-            return
-        try:
-            x = random_inputs(self) if x is None else two_rows(x)
-            if x is not None:
-                with self._kept_seeds():
-                    self._rows_meet = rows_meet(self, x)
-        except Exception:
-            # A model that does not take such inputs: it is not known.
-            return
-        if self._rows_meet:
-            warn_user(
-                "The rows of a batch meet in this model, or it draws random "
-                "numbers in inference mode: an output, or a loss that a layer "
-                "adds, is another one where two rows come together. So the "
-                "samples of a prediction and of the regularization pass are "
-                "drawn one at a time, which takes longer than all in one pass."
-            )
-
-    def make_test_function(self, force: bool = False) -> Any:
-        self._look_at_rows()
-        return super().make_test_function(force)
-
-    def make_predict_function(self, force: bool = False) -> Any:
-        self._look_at_rows()
-        return super().make_predict_function(force)
-
     def _sample_in_passes(
         self, x: Any, num_samples: int, most: int
     ) -> list[Any]:
         """K samples or a few more, in passes of the same number of them."""
         in_each = self._in_each_pass(num_samples, most)
         parts: list[Any] = []
-        for _ in range(0, num_samples, in_each):
-            with evaluated_after(parts[-1:]):
-                parts.append(self._sample(x, in_each))
+        with _mean_of_losses(self) as note:
+            for _ in range(0, num_samples, in_each):
+                with evaluated_after(parts[-1:]):
+                    parts.append(self._sample(x, in_each))
+                note()
         return parts
 
     def _in_each_pass(self, num_samples: int, most: int) -> int:
-        """K shared out to passes of at most so many; of one where rows meet."""
+        """K shared out to passes of at most so many, or of one each."""
         return averaging.in_each_pass(
-            num_samples, 1 if self._rows_meet else most
+            num_samples, 1 if self._seen.apart else most
         )
 
     def _repeatable_samples(self, x: Any, num_samples: int) -> Any:
@@ -227,21 +189,34 @@ class SampledModel(keras.Model):
             parts = self._sample_in_passes(x, num_samples, SAMPLES_PER_PASS)
         return averaging.join(parts, num_samples)
 
-    @contextlib.contextmanager
-    def _kept_seeds(self) -> Iterator[None]:
-        """Leaves the random state as it was."""
-        known = {id(v) for v in self.weights + self.metrics_variables}
-        seeds = [v for v in self.variables if id(v) not in known]
-        before = [ops.copy(state.value) for state in seeds]
-        try:
-            yield
-        finally:
-            for state, value in zip(seeds, before, strict=True):
-                state.assign(value)
+    def _predicted_samples(self, x: Any, num_samples: int) -> Any:
+        """As `_repeatable_samples`, but that each sample keeps its state.
 
-    @property
-    def _stochastic(self) -> bool:
-        return any(map(is_stochastic, all_layers(self)))
+        A prediction of several batches is one of K runs of the model. What it
+        moves is then as the last of them leaves it.
+        """
+        moving = self._seen.moving
+        if not moving:
+            return self._repeatable_samples(x, num_samples)
+        runs = self._sample_runs(num_samples)
+        parts: list[Any] = []
+        ends: list[list[Any]] = []
+        with self._kept_seeds(), _mean_of_losses(self) as note:
+            before = [(v, ops.copy(v.value)) for v in moving]
+            starts = runs.starts()
+            for k in range(num_samples):
+                with evaluated_after([parts[-1:], ends[-1:]]):
+                    for variable, value in before:
+                        variable.assign(value)
+                    for variable, values in zip(
+                        runs.variables, starts, strict=True
+                    ):
+                        variable.assign(values[k])
+                    parts.append(self._pass(x, 1))
+                    ends.append([ops.copy(v.value) for v in runs.variables])
+                note()
+            runs.keep(ends)
+        return averaging.join(parts, num_samples)
 
     @property
     def _num_samples(self) -> int:
@@ -324,7 +299,7 @@ class SampledModel(keras.Model):
         return tree.map_structure(lambda y: y.swapaxes(0, 1), samples)
 
     def _make_sampler(self, num_samples: int) -> _Sampler:
-        self._look_at_rows()
+        self._look_for_predictions()
         with self._creation_scope():
             sampler = _Sampler(self, num_samples)
         sampler.compile(
@@ -333,10 +308,6 @@ class SampledModel(keras.Model):
             jit_compile=self.jit_compile,
         )
         return sampler
-
-    def _creation_scope(self) -> contextlib.AbstractContextManager[Any]:
-        """Where variables and models are created; of a backend."""
-        return contextlib.nullcontext()
 
 
 class _Sampler(keras.Model):
@@ -353,10 +324,46 @@ class _Sampler(keras.Model):
         self.num_samples = num_samples
         self.built = True
 
+    def make_predict_function(self, force: bool = False) -> Any:
+        before = self.predict_function
+        super().make_predict_function(force)
+        predict = self.predict_function
+        if predict is not before:
+
+            def look_and_predict(batches: Any) -> Any:
+                self._of().look_at_batch(batches[0], self.num_samples)
+                return predict(batches)
+
+            self.predict_function: Callable[[Any], Any] = look_and_predict
+        return self.predict_function
+
     def predict_step(self, *args: Any) -> Any:
         model = self._of()
         with sampled_calls(model, self.num_samples, _examples_first):
             return model.predict_step(*args)
+
+
+@contextlib.contextmanager
+def _mean_of_losses(model: Any) -> Iterator[Callable[[], None]]:
+    """What layers add to the loss is the mean over the passes within.
+
+    What it yields is called after each pass.
+    """
+    passes: list[Any] = []
+
+    def note() -> None:
+        passes.append(losses_by_layer(model))
+        # Keras clears them in a call that is in no other call alone.
+        set_losses_by_layer(model, None)
+
+    set_losses_by_layer(model, None)
+    yield note
+    if any(passes[0]):
+        means = [
+            [sum(terms) / len(passes) for terms in zip(*of_layer, strict=True)]
+            for of_layer in zip(*passes, strict=True)
+        ]
+        set_losses_by_layer(model, means)
 
 
 def _predicting(step: Any) -> Any:

@@ -76,7 +76,7 @@ class Alternation(RegularizationLoss):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         samples = self._repeatable_samples(x, self._num_samples)
         y_pred = self._average(samples)
-        loss = _keras.compute_loss(self, x, y, y_pred, sample_weight)
+        loss = self._loss_without_a_trace(x, y, y_pred, sample_weight)
         return self._reg_metrics.update(data, loss, y_pred)
 
     @property

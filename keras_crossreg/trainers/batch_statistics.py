@@ -45,7 +45,15 @@ def measure(
         return
     averages = [v for la in layers for v in la.non_trainable_variables]
     measured = {id(v) for v in averages}
-    others = [v for v in model.variables if id(v) not in measured]
+    others = [
+        v
+        for v in [
+            *model.variables,
+            *model.metrics_variables,
+            *model.moving_variables,
+        ]
+        if id(v) not in measured
+    ]
     before = [ops.copy(v.value) for v in others]
     momenta = [layer.momentum for layer in layers]
     sums, count = [np.zeros(()) for _ in averages], 0

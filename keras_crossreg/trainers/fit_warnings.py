@@ -16,6 +16,7 @@ from keras import tree
 
 from keras_crossreg._keras import can_convert_arrays
 from keras_crossreg._keras import count_steps
+from keras_crossreg.rho import human_value
 from keras_crossreg.rho import rho_info
 from keras_crossreg.trainers.missing_classes import missing_classes
 from keras_crossreg.trainers.reg_data import num_rows
@@ -38,6 +39,9 @@ _STILL = 1e-3
 # A regularization loss rises if it does by this part, in so many standard
 # errors, and has been measured in so many epochs.
 _RISE, _ERRORS, _LEAST_EPOCHS = 0.25, 5.0, 15
+# A rho has grown much if it is so many times its start value; a loss is no
+# better than another one above this part of it.
+_GROWTH, _NO_BETTER = 10.0, 0.98
 
 
 def warn_of_no_rho() -> None:
@@ -165,6 +169,40 @@ class RhoWatch:
         self.steps = count_steps(optimizer)
         self.before = [(v, _stored(v)) for v in rho]
 
+    def report_targets(
+        self, logs: dict[str, Any], prior: float | None, penalty: float
+    ) -> None:
+        """Warns where targets seem not to go with inputs, at the end of `fit`.
+
+        A rho is above ten times its start value, after 20 rho steps, and the
+        mean of `reg_loss` over the last third of the epochs is not 2 % below
+        the loss of one prediction for all examples. So it is where targets or
+        inputs of the regularization set were shuffled apart, and where these
+        say nothing of those. Not seen: targets that are wrong in part, and
+        models whose normalization keeps noise from growing.
+
+        Args:
+            logs: What `History` recorded.
+            prior: See `prior_loss`.
+            penalty: What weights add to `reg_loss`.
+        """
+        steps = count_steps(self.optimizer) - self.steps
+        losses = np.asarray(logs.get("reg_loss", ()), "float64")
+        losses = losses[np.isfinite(losses)]
+        if prior is None or steps < _LEAST_STEPS or not losses.size:
+            return
+        last = float(losses[-max(1, losses.size // 3) :].mean())
+        grown = [v for v, _ in self.before if _has_grown(v)]
+        if grown and last - penalty > _NO_BETTER * prior:
+            warn_user(
+                f"These rho grew to more than ten times their start values: "
+                f"{_paths(grown)}. And `reg_loss`, {last:.3g}, is no better "
+                f"than the {prior:.3g} of one prediction for all examples. "
+                "The targets of `reg_data` do not go with its inputs, as "
+                "where one of the two was shuffled alone, or the inputs say "
+                "nothing of the targets."
+            )
+
     def report(self, logs: dict[str, Any]) -> None:
         """Warns at the end of `fit`.
 
@@ -237,6 +275,14 @@ def _stored(variable: keras.Variable) -> np.ndarray:
     # NumPy reads a copy: it warns of how it reads a variable.
     value: np.ndarray = ops.convert_to_numpy(ops.copy(variable))
     return value
+
+
+def _has_grown(variable: keras.Variable) -> bool:
+    start = rho_info(variable).start
+    if start is None:
+        return False
+    least = _GROWTH * float(np.mean(start))
+    return bool(np.mean(human_value(variable)) > least > 0)
 
 
 def _paths(rho: list[keras.Variable]) -> list[str]:

@@ -6,18 +6,25 @@ import dataclasses
 from typing import Any
 
 import keras
+from keras import ops
 
 from keras_crossreg import _keras
+from keras_crossreg.sampling.row_probe import fixed_batch
 from keras_crossreg.trainers import reg_data as data_lib
 from keras_crossreg.trainers.alternation import Alternation
+from keras_crossreg.trainers.data_checks import check_not_complex
+from keras_crossreg.trainers.data_checks import check_sample_weight
 from keras_crossreg.trainers.fit_state import FitState
+from keras_crossreg.trainers.fit_warnings import RhoWatch
 from keras_crossreg.trainers.fit_warnings import warn_of_held_rho
 from keras_crossreg.trainers.fit_warnings import warn_of_no_rho
+from keras_crossreg.trainers.prior_loss import prior_loss
 from keras_crossreg.trainers.reg_stream import RegularizationStream
 from keras_crossreg.trainers.rho_schedule import Epochs
 from keras_crossreg.trainers.rho_schedule import RhoSchedule
 from keras_crossreg.trainers.rho_schedule import Work
 from keras_crossreg.trainers.rho_schedule import default_reg_warmup
+from keras_crossreg.trainers.shared_batches import warn_of_shared_batches
 
 
 class Preparation(Alternation):
@@ -31,10 +38,6 @@ class Preparation(Alternation):
     ) -> RegularizationStream:
         """The regularization batches, from this one on."""
         raise NotImplementedError
-
-    def _build_on_inputs(self, x: Any) -> None:
-        """Creates the variables of the model, from symbolic inputs."""
-        self(x)
 
     def _prepare(
         self,
@@ -50,6 +53,7 @@ class Preparation(Alternation):
         Returns:
             The data to train on, `(x, y, sample_weight)`.
         """
+        check_sample_weight("the training data", data[1], data[2])
         like, x = None, data[0]
         if reg_data is not None or not self._is_built or self._num_replicas > 1:
             like, x = data_lib.peek(*data)
@@ -60,6 +64,11 @@ class Preparation(Alternation):
             self._check_level_sets()
             data_lib.check_reg_data_is_there(self._learning_rho(), reg_data)
         else:
+            _, y, weight = keras.utils.unpack_x_y_sample_weight(reg_data)
+            check_sample_weight("`reg_data`", y, weight)
+            fixed = fixed_batch(self)
+            if reg_batch_size is None and fixed is not None:
+                reg_batch_size = fixed * self._num_replicas
             state.stream = self._make_reg_stream(
                 reg_data,
                 reg_batch_size,
@@ -143,11 +152,13 @@ class Preparation(Alternation):
         if key != checked.key:
             checked.like = like
             batch = data_lib.with_ranks_of(like, batch)
+            check_not_complex(self, like, batch[:2])
             if like is not None:
                 data_lib.check_batches_match(like, batch)
             if learning:
+                self._check_fixed_batch(batch)
                 x, _, _ = keras.utils.unpack_x_y_sample_weight(batch)
-                self._look_at_rows(x)
+                self.look(x)
                 self._check_rho_step(learning, batch)
                 checked.key = key
             elif not self.rho_variables:
@@ -156,6 +167,31 @@ class Preparation(Alternation):
                 warn_of_held_rho(self.rho_variables)
             self._build_optimizers()
         return learning
+
+    def _report_reg_data(
+        self, watch: RhoWatch, history: Any, data: Any, reg_data: Any
+    ) -> None:
+        """Warns of what is seen of a regularization set in the end."""
+        if reg_data is None or not self._learning_rho():
+            return
+        warn_of_shared_batches(data, reg_data)
+        if not _keras.call_losses(self):
+            watch.report_targets(
+                history.history,
+                prior_loss(self.loss, reg_data),
+                float(ops.convert_to_numpy(self._penalty())),
+            )
+
+    def _check_fixed_batch(self, batch: Any) -> None:
+        fixed, rows = fixed_batch(self), data_lib.num_rows(batch)
+        if fixed is not None and rows != fixed:
+            raise ValueError(
+                f"The model takes batches of {fixed} examples alone, by the "
+                "shape of its inputs or of a recurrent state: give `reg_data` "
+                "such batches (`reg_batch_size` for arrays, of which there "
+                "must be as many). Received: a regularization batch of "
+                f"{rows} examples"
+            )
 
     def _check_level_sets(self) -> None:
         for level_set in self._level_sets:

@@ -15,7 +15,9 @@ from keras_crossreg import _keras
 from keras_crossreg import primitives
 from keras_crossreg.hypergradients.correction import SecondOrderError
 from keras_crossreg.hypergradients.correction import correction
+from keras_crossreg.rho import is_rho
 from keras_crossreg.rho_model import RhoModel
+from keras_crossreg.sampling import state
 from keras_crossreg.sampling.averaging import join
 from keras_crossreg.sampling.stochastic_layers import is_stochastic
 from keras_crossreg.trainers import reg_data
@@ -113,7 +115,7 @@ class RegularizationLoss(RhoModel):
                 x, num_samples, num_samples
             )
             y_pred = self._average(join(samples, num_samples))
-            loss = _keras.compute_loss(self, x, y, y_pred, sample_weight)
+            loss = self._loss_without_a_trace(x, y, y_pred, sample_weight)
             # Theta's answer is to the loss of the examples alone.
             scaled = self.rho_optimizer.scale_loss(loss - self._penalty())
             return scaled, (loss, y_pred)
@@ -179,6 +181,31 @@ class RegularizationLoss(RhoModel):
         with self._kept_seeds():
             parts = self._sample_in_passes(x, num_samples, most)
         return [] if _keras.call_losses(self) else parts
+
+    def _loss_without_a_trace(
+        self, x: Any, y: Any, y_pred: Any, sample_weight: Any
+    ) -> Any:
+        """`compute_loss`, where no metric moves that is of other batches.
+
+        Keras counts the loss of each output there; so may a user's own.
+        """
+        with state.kept(self._moved_by_compute_loss):
+            return _keras.compute_loss(self, x, y, y_pred, sample_weight)
+
+    @property
+    def _moved_by_compute_loss(self) -> list[keras.Variable]:
+        """Metrics, and variables of the model itself, that it may assign."""
+        if type(self).compute_loss is keras.Model.compute_loss:
+            return _keras.variables_of_loss_metrics(self)
+        of_layers = {
+            id(v) for layer in _keras.all_layers(self) for v in layer.weights
+        }
+        own = [
+            v
+            for v in self.non_trainable_weights
+            if id(v) not in of_layers and not is_rho(v)
+        ]
+        return [*own, *self.metrics_variables]
 
     def _penalty(self) -> Any:
         """What the regularizers of theta add to the loss of any examples."""

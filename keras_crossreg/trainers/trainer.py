@@ -195,6 +195,7 @@ class CrossRegTrainer(Preparation):
             history = keras_fit(data, callbacks, initial_epoch, switch)
             if watch is not None:
                 self._end_learning(state, watch, history)
+                self._report_reg_data(watch, history, data, reg_data)
             if merge_epochs and not self.stop_training:
                 state.end_stream()
                 if state.logs:

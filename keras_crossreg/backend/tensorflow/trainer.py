@@ -88,6 +88,9 @@ class TensorFlowTrainer(CrossRegTrainer):
         step = for_a_cluster(self.distribute_strategy, step_function)
         return super()._make_function(step)
 
+    def _part_of_one_replica(self, batch: Any) -> Any:
+        return first_replica(self.distribute_strategy, batch)
+
     # ---- Traces --------------------------------------------------------------
 
     def _reached(

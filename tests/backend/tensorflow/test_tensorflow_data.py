@@ -7,6 +7,7 @@ The names of the grid read as a table:
 import itertools
 import pathlib
 import re
+import warnings
 
 import keras
 import pytest
@@ -351,3 +352,18 @@ def test_train_on_batch_refuses_a_dataset():
     match = "(?s)Received: reg_data=_BatchDataset"
     data = dataset(REG_DATA, 8)
     check_train_on_batch_refuses(refusing_model(), match, data)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_dataset_that_shares_examples_with_the_regularization_set(shared):
+    x, y = make_data(24)
+    data = tf.data.Dataset.from_tensor_slices((x, y)).shuffle(24).batch(8)
+    reg_data = (x[:20], y[:20]) if shared else make_data(20, seed=1)
+    model = compile_model(make_model())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model.fit(data, reg_data=reg_data, verbose=0)
+    found = [w for w in caught if "that were looked at" in str(w.message)]
+    assert len(found) == shared
+    if shared:
+        assert str(found[0].message).startswith("20 of 20 regularization")
