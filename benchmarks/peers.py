@@ -50,6 +50,7 @@ KERAS = (
     "dropout",
     "concrete_dropout",
     "noise",
+    "noise, r=1",
     "noise+merge",
     "learned_dropout",
     "learned_dropout+merge",

@@ -191,7 +191,7 @@ def plain(p: Problem) -> tuple[Predict, dict[str, Any]]:
 
 
 ALGORITHMS = {
-    # At its own eps, 1e-4, the quotient of a step of Adam is rounding alone.
+    # At its own eps, 1e-4, the quotient of a step of Adam is mere rounding.
     "t1t2": functools.partial(gradhpo.T1T2Optimizer, eps=0.1),
     "hyperdistill": gradhpo.OnlineHypergradientOptimizer,
 }

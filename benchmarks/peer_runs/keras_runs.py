@@ -34,8 +34,14 @@ def optimizer(p: Problem, part: str) -> keras.optimizers.Optimizer:
     )
 
 
-def fit(model: keras.Model, p: Problem, part: str, **options: Any) -> None:
-    model.compile(optimizer(p, part), LOSS)
+def fit(
+    model: keras.Model,
+    p: Problem,
+    part: str,
+    special: dict[str, Any] | None = None,
+    **options: Any,
+) -> None:
+    model.compile(optimizer(p, part), LOSS, **(special or {}))
     model.fit(
         *p.rows[part],
         batch_size=p.batch_size,
@@ -138,11 +144,14 @@ def fixed(
 
 
 def learned(
-    build: Callable[[Problem], keras.Model], merges: bool, p: Problem
+    build: Callable[[Problem], keras.Model],
+    merges: bool,
+    special: dict[str, Any],
+    p: Problem,
 ) -> tuple[Predict, dict[str, Any]]:
     model = start(build, p)
     last = p.epochs // 4 if merges else 0
-    fit(model, p, "train", reg_data=p.rows["reg"], merge_epochs=last)
+    fit(model, p, "train", special, reg_data=p.rows["reg"], merge_epochs=last)
     values = [round(float(v), 4) for v in model.get_rho().values()]
     return predictor(model), dict(learned=values)
 
@@ -160,7 +169,9 @@ class Clock(keras.callbacks.Callback):
 
 
 def epochs(
-    build: Callable[[Problem], keras.Model], p: Problem
+    build: Callable[[Problem], keras.Model],
+    compiled: dict[str, Any],
+    p: Problem,
 ) -> tuple[Seconds, Seconds]:
     """Epochs of a network, with its rho steps, and of the plain one."""
 
@@ -170,7 +181,7 @@ def epochs(
         special: dict[str, Any] = {}
         if isinstance(model, kcr.CrossRegModel):
             # What the defaults come to in the whole run.
-            special = dict(reg_freq=12, reg_warmup=0)
+            special = dict(reg_freq=12, reg_warmup=0) | compiled
             rows = dict(reg_data=p.rows["reg"])
         model.compile(optimizer(p, "train"), LOSS, **special)
 
@@ -191,14 +202,16 @@ def epochs(
     return seconds_of(build), seconds_of(plain_network)
 
 
-def run_of(build: Any, *code: Any, merges: bool | None = None) -> Run:
+def run_of(
+    build: Any, *code: Any, merges: bool | None = None, **special: Any
+) -> Run:
     train = functools.partial(fixed, build)
     if merges is not None:
-        train = functools.partial(learned, build, merges)
+        train = functools.partial(learned, build, merges, special)
     is_timed = build is not plain_network and not merges
     return Run(
         train,
-        functools.partial(epochs, build) if is_timed else None,
+        functools.partial(epochs, build, special) if is_timed else None,
         (optimizer, fit, build, *code),
     )
 
@@ -208,6 +221,8 @@ RUNS = {
     "dropout": run_of(dropout_network),
     "concrete_dropout": run_of(concrete_network, ConcreteDropout, averaged),
     "noise": run_of(noise_network, merges=False),
+    # As often as the peers.
+    "noise, r=1": run_of(noise_network, merges=False, reg_freq=1),
     "noise+merge": run_of(noise_network, merges=True),
     "learned_dropout": run_of(learned_dropout_network, merges=False),
     "learned_dropout+merge": run_of(learned_dropout_network, merges=True),

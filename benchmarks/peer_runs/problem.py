@@ -146,7 +146,8 @@ def best_rate(
     return predict, dict(
         notes,
         rate=RATES[best],
-        reg_nll=[round(v, 4) for v in losses],
+        # JSON has no infinity: of a training that diverged, nothing.
+        reg_nll=[round(v, 4) if np.isfinite(v) else None for v in losses],
         memory=held[0],  # What one training needs.
     )
 
