@@ -211,7 +211,7 @@ def table(rows: list[dict[str, Any]]) -> str:
                 cell([row["accuracy"] for row in of_run], 1, 100),
                 cell([row["nll"] for row in of_run], 3),
                 cell([row["ece"] for row in of_run], 3),
-                f"{timed[0]['time']:.2f}" if timed else "1",
+                f"{timed[0]['time']:.2f}" if timed else "1" * (run == "plain"),
                 extra,
                 str(first["lines"]),
                 str(first["choices"]),

@@ -34,14 +34,13 @@ def optimizer(p: Problem, part: str) -> keras.optimizers.Optimizer:
     )
 
 
-def fit(
-    model: keras.Model,
-    p: Problem,
-    part: str,
-    special: dict[str, Any] | None = None,
-    **options: Any,
+def compile_model(
+    model: keras.Model, p: Problem, part: str, **special: Any
 ) -> None:
-    model.compile(optimizer(p, part), LOSS, **(special or {}))
+    model.compile(optimizer(p, part), LOSS, **special)
+
+
+def fit(model: keras.Model, p: Problem, part: str, **options: Any) -> None:
     model.fit(
         *p.rows[part],
         batch_size=p.batch_size,
@@ -132,6 +131,7 @@ def fixed(
     build: Callable[[Problem], keras.Model], p: Problem
 ) -> tuple[Predict, dict[str, Any]]:
     model = start(build, p)
+    compile_model(model, p, "train+reg")
     fit(model, p, "train+reg")
     rates = [
         round(float(layer.rate), 4)
@@ -151,7 +151,8 @@ def learned(
 ) -> tuple[Predict, dict[str, Any]]:
     model = start(build, p)
     last = p.epochs // 4 if merges else 0
-    fit(model, p, "train", special, reg_data=p.rows["reg"], merge_epochs=last)
+    compile_model(model, p, "train", **special)
+    fit(model, p, "train", reg_data=p.rows["reg"], merge_epochs=last)
     values = [round(float(v), 4) for v in model.get_rho().values()]
     return predictor(model), dict(learned=values)
 
@@ -183,7 +184,7 @@ def epochs(
             # What the defaults come to in the whole run.
             special = dict(reg_freq=12, reg_warmup=0) | compiled
             rows = dict(reg_data=p.rows["reg"])
-        model.compile(optimizer(p, "train"), LOSS, **special)
+        compile_model(model, p, "train", **special)
 
         def seconds() -> float:
             clock = Clock()
@@ -212,7 +213,7 @@ def run_of(
     return Run(
         train,
         functools.partial(epochs, build, special) if is_timed else None,
-        (optimizer, fit, build, *code),
+        (optimizer, compile_model, fit, build, *code),
     )
 
 
