@@ -1,8 +1,8 @@
 """Other ways to learn a strength while a network trains, and ours.
 
     pip install -e '.[tensorflow,examples]'
-    python -m venv peers
-    peers/bin/pip install torch 'jax' gradhpo==0.1.3
+    python3 -m venv peers
+    peers/bin/pip install torch==2.13.0 gradhpo==0.1.3
     peers/bin/pip install --ignore-requires-python betty-ml==0.2.1
     python benchmarks/peers.py --out peers.jsonl --python peers/bin/python
     python benchmarks/peers.py --out peers.jsonl --table
