@@ -1,0 +1,1 @@
+"""One process a run: each module trains with one framework."""
