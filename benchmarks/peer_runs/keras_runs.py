@@ -150,7 +150,7 @@ def learned(
     p: Problem,
 ) -> tuple[Predict, dict[str, Any]]:
     model = start(build, p)
-    last = p.epochs // 4 if merges else 0
+    last = p.epochs // 2 if merges else 0
     compile_model(model, p, "train", **special)
     fit(model, p, "train", reg_data=p.rows["reg"], merge_epochs=last)
     values = [round(float(v), 4) for v in model.get_rho().values()]
