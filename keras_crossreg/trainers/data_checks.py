@@ -10,6 +10,12 @@ from keras import tree
 from keras_crossreg._keras import Functional
 
 
+def check_reg_weight(reg_data: Any) -> None:
+    """`check_sample_weight` of `reg_data`, as given to `fit`."""
+    if isinstance(reg_data, (tuple, list)) and len(reg_data) == 3:
+        check_sample_weight("`reg_data`", *reg_data[1:])
+
+
 def check_sample_weight(name: str, y: Any, sample_weight: Any) -> None:
     """Raises a ValueError where weights by output have other keys than y.
 
@@ -43,15 +49,16 @@ def check_not_complex(model: Any, batch: Any, reg_batch: Any) -> None:
 
     Args:
         model: The model. A functional one says what it takes.
-        batch: Symbolic training data `(x, y)`, or `None`.
-        reg_batch: Regularization data `(x, y)`.
+        batch: Symbolic tensors like the training batch, or `None`.
+        reg_batch: The regularization batch.
     """
+    likes = keras.utils.unpack_x_y_sample_weight(batch)
+    parts = keras.utils.unpack_x_y_sample_weight(reg_batch)
     is_known = isinstance(model, Functional)
     takes = (model.inputs, model.outputs) if is_known else (None, None)
-    for i, (name, taken, part) in enumerate(
-        zip(("x", "y"), takes, reg_batch, strict=False)
+    for name, taken, like, part in zip(
+        ("x", "y"), takes, likes[:2], parts[:2], strict=True
     ):
-        like = None if batch is None else batch[i]
         dtypes = _complex_dtype(part), _complex_dtype(like)
         is_lost = taken is not None and not _complex_dtype(taken)
         if (dtypes[0] and not dtypes[1]) or (is_lost and any(dtypes)):

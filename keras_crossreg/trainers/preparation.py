@@ -13,6 +13,7 @@ from keras_crossreg.sampling.row_probe import fixed_batch
 from keras_crossreg.trainers import reg_data as data_lib
 from keras_crossreg.trainers.alternation import Alternation
 from keras_crossreg.trainers.data_checks import check_not_complex
+from keras_crossreg.trainers.data_checks import check_reg_weight
 from keras_crossreg.trainers.data_checks import check_sample_weight
 from keras_crossreg.trainers.fit_state import FitState
 from keras_crossreg.trainers.fit_warnings import RhoWatch
@@ -64,8 +65,7 @@ class Preparation(Alternation):
             self._check_level_sets()
             data_lib.check_reg_data_is_there(self._learning_rho(), reg_data)
         else:
-            _, y, weight = keras.utils.unpack_x_y_sample_weight(reg_data)
-            check_sample_weight("`reg_data`", y, weight)
+            check_reg_weight(reg_data)
             fixed = fixed_batch(self)
             if reg_batch_size is None and fixed is not None:
                 reg_batch_size = fixed * self._num_replicas
@@ -152,7 +152,7 @@ class Preparation(Alternation):
         if key != checked.key:
             checked.like = like
             batch = data_lib.with_ranks_of(like, batch)
-            check_not_complex(self, like, batch[:2])
+            check_not_complex(self, like, batch)
             if like is not None:
                 data_lib.check_batches_match(like, batch)
             if learning:

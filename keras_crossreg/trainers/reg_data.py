@@ -18,7 +18,7 @@ from keras_crossreg._keras import can_convert_arrays
 from keras_crossreg._keras import convert_to_sliceable
 from keras_crossreg._keras import get_data_adapter
 from keras_crossreg._keras import train_validation_split
-from keras_crossreg.trainers.data_checks import check_sample_weight
+from keras_crossreg.trainers.data_checks import check_reg_weight
 
 Data = tuple[Any, Any, Any]
 
@@ -189,9 +189,9 @@ def one_batch(reg_data: Any) -> Any:
     Raises:
         ValueError: If they are not arrays, or there are no examples.
     """
-    batch = keras.utils.unpack_x_y_sample_weight(reg_data)
-    check_sample_weight("`reg_data`", *batch[1:])
+    check_reg_weight(reg_data)
     try:
+        batch = keras.utils.unpack_x_y_sample_weight(reg_data)
         if can_convert_arrays(batch) and num_rows(batch[0]):
             inputs = array_inputs(get_data_adapter(*batch))
             return tree.map_structure(as_tensor, tree.lists_to_tuples(inputs))
