@@ -41,8 +41,9 @@ ANY = {
     "table": lambda n: SampleTable(0.2 + 0.1 * n),
     "dense": lambda n: L.Dense(3 + n % 3),
     "penalized": lambda n: L.Dense(3, kernel_regularizer="l2"),
-    "active": lambda n: L.Dense(3, activity_regularizer="l2"),
-    "activity": lambda n: L.ActivityRegularization(l2=0.1),
+    # Of sixteen bits, Keras cannot add them to other losses.
+    "active": lambda n: L.Dense(3, activity_regularizer="l2", dtype="float32"),
+    "activity": lambda n: L.ActivityRegularization(l2=0.1, dtype="float32"),
     "mean loss": lambda n: LossOf("mean"),
     "sum loss": lambda n: LossOf("sum"),
     "relu": lambda n: L.ReLU(),
