@@ -226,6 +226,8 @@ def build(recipe):
         rho_optimizer=keras.optimizers.SGD(1.0),
         num_samples=recipe["num_samples"],
         samples_per_pass=recipe["samples_per_pass"],
+        # That of the other set is made in the same way.
+        hypergradient="direct",
         run_eagerly=not recipe.get("compiled"),
     )
     data = {

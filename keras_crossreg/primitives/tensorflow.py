@@ -57,6 +57,9 @@ def uniform(
 
 def rows(x: Any, start: int, size: Any) -> Any:
     """`size` rows of a tensor from `start` on, fewer where it ends."""
+    if isinstance(x, tf.experimental.Optional):
+        # It is what Keras hands on for a `None` in a batch.
+        return None
     if not isinstance(x, tf.SparseTensor):
         return x[start : start + size]
     shape = tf.shape(x, "int64")
