@@ -19,7 +19,7 @@ decay. All train on the regularization set, in the way that is theirs:
 - `ours=noise`, `ours=dropout`, `ours=learn` as `reg_data`: learned noise,
   dropout, and what `learn_regularizers` makes of `Dropout(0.25)`. `+finish`:
   the last half of the epochs finish with both sets; `+quarter`: a quarter of
-  them. `+refit`: `kcr.refit`. `+direct`, `+gap`: that hypergradient.
+  them. `+refit`: `kcr.refit`. `+direct`: with the paper's gradient.
 
 A regression has targets of variance one, and predicts a normal distribution
 around its mean: of one variance, from rows of their own that no run trains on.
