@@ -210,3 +210,16 @@ def test_a_factor_out_of_range(factor):
 def test_a_batch_size_out_of_range():
     with pytest.raises(ValueError, match="Received: batch_size=0$"):
         GeneralizationGap(batch_size=0)
+
+
+def test_a_rho_step_of_ones_own_that_knows_of_one_batch_alone():
+    class Own(kcr.CrossRegModel):
+        def rho_step(self, data):
+            return super().rho_step(data)
+
+    found = []
+    for cls in (Own, kcr.CrossRegModel):
+        model = compile_model(make_model(cls=cls), hypergradient="gap")
+        fit(model, epochs=2)
+        found.append(values(model.rho_variables))
+    np.testing.assert_array_equal(*found)

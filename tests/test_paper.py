@@ -108,9 +108,9 @@ def test_noise_and_what_it_costs(run, script, monkeypatch, capsys):
     # 192 images for two epochs, and with 64 more in the training at the end.
     assert searched["passes"] == 2 * 192 + 2 * 256
     assert len(set(searched["rho"])) == 1 and 0.03 <= searched["rho"][0] <= 3
-    # A rho step, of K samples of an example, in 12 steps of 48, after the
-    # quarter of them in which rho wait.
-    assert learned["passes"] == 2 * 192 + 3 * 16
+    # A rho step, of K samples of an example, in each of 48 steps, after the
+    # quarter of them in which rho wait: so few are they.
+    assert learned["passes"] == 2 * 192 + 36 * 16
     curves = learned["history"].values()
     assert len(learned["rho"]) == 3 and all(len(c) == 2 for c in curves)
     assert any(name.startswith("rho/") for name in learned["history"])

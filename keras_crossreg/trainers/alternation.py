@@ -56,6 +56,8 @@ class Alternation(RegularizationLoss):
     def rho_step(self, data: Any, train_data: Any = None) -> Any:
         """`rho <- rho - b dL_reg(theta, rho) / drho`, at the new theta."""
         data = with_ranks_of(self._checked.like, data)
+        if train_data is None:
+            train_data = self._checked.train_batch
         loss, y_pred, gradients, is_positive = self._rho_gradients(
             data, train_data
         )
@@ -69,6 +71,14 @@ class Alternation(RegularizationLoss):
         if self._options.second_order is not None:
             logs[IS_POSITIVE] = is_positive
         return logs
+
+    def _rho_step_on(self, batch: Any, train_batch: Any = None) -> Any:
+        """`rho_step`, of which a user's own may know of one batch alone."""
+        self._checked.train_batch = train_batch
+        try:
+            return self.rho_step(batch)
+        finally:
+            self._checked.train_batch = None
 
     def measure_step(self, data: Any) -> Any:
         """What a rho step reports, where nothing moves."""

@@ -208,7 +208,8 @@ def one_batch(reg_data: Any) -> Any:
 
 def batch_rows(batch: Any) -> Any:
     """Examples in a batch; a tensor where its shape leaves it open."""
-    first = next(a for a in tree.flatten(batch) if a is not None)
+    # An `Optional`, which Keras hands on for a `None`, has no shape.
+    first = next(a for a in tree.flatten(batch) if hasattr(a, "shape"))
     return ops.shape(first)[0]
 
 

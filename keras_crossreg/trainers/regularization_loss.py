@@ -34,10 +34,13 @@ class CheckedBatch:
         like: Symbolic tensors like the training batch that goes with it, or
             `None`.
         key: What tells it from others that need a check of their own.
+        train_batch: In a rho step: the training batch that a `hypergradient`
+            looks at, for a `rho_step` of the user's own that hands on one.
     """
 
     like: Any = None
     key: Any = None
+    train_batch: Any = None
 
 
 class RegularizationLoss(RhoModel):
@@ -98,7 +101,7 @@ class RegularizationLoss(RhoModel):
                 g if g is None else g + a
                 for g, a in zip(gradients, added, strict=True)
             ]
-        elif self._options.gap is not None:
+        elif self._options.gap is not None and train_data is not None:
             gradients = self._with_gap(rho, gradients, data, train_data)
         return loss, y_pred, gradients, is_positive
 

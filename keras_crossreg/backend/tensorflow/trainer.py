@@ -30,7 +30,7 @@ class TensorFlowTrainer(CrossRegTrainer):
         super().make_train_function(force)
         theta_step = self.train_function
         rho_step = _keras.make_step_function(
-            self, lambda batches: self.rho_step(*batches)
+            self, lambda batches: self._rho_step_on(*batches)
         )
         measure_step = _keras.make_step_function(
             self, lambda batches: self.measure_step(*batches)

@@ -105,6 +105,7 @@ def compiled(model, **arguments):
         num_samples=4,
         reg_freq=2,
         reg_warmup=3,
+        hypergradient="direct",
     )
     model.compile(**{**defaults, **arguments})
     return model
@@ -172,11 +173,11 @@ def run(kind):
     keras.utils.set_random_seed(0)
     image = (8, 8, 1)
     if kind == "functional":
-        model = compiled(resumed(compiled(functional(), reg_freq=None)))
+        model = compiled(resumed(compiled(functional(), reg_freq=3)))
         return numbers(model, fit(model))
     if kind == "subclassed":
         model = compiled(
-            Subclassed(), steps_per_execution=2, reg_warmup=None, reg_freq=None
+            Subclassed(), steps_per_execution=2, reg_warmup=None, reg_freq=3
         )
         return numbers(model, fit(model))
     if kind == "wrapped":

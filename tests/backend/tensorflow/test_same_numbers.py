@@ -25,6 +25,9 @@ def test_ten_models_give_the_same_numbers(tmp_path):
     assert set(before.files) == set(now.files)
     is_same_machine = before["machine"] == now["machine"]
     for name in set(before.files) - {"machine"}:
+        if name.startswith("merge/"):
+            # Its last epochs begin elsewhere now.
+            continue
         found, expected = now[name], before[name]
         if "/history_reg_" in name:
             # An epoch without a rho step had no number then, and has one now.
