@@ -40,7 +40,7 @@ class CompileOptions:
     reg_freq: int | None = None
     reg_warmup: int | None = None
     averaging: Any = "auto"
-    hypergradient: Any = "gap"
+    hypergradient: Any = "auto"
     eval_num_samples: int | None = None
     rho: Any = None
     samples_per_pass: int = 16
@@ -64,6 +64,12 @@ class CompileOptions:
     def _set(self, name: str, least: int) -> None:
         value = check_integer(name, getattr(self, name), least)
         object.__setattr__(self, name, value)
+
+    def on_several_devices(self) -> CompileOptions:
+        """What `"auto"` means there: training batches are not looked at."""
+        if self.hypergradient != "auto":
+            return self
+        return dataclasses.replace(self, hypergradient="direct")
 
     @functools.cached_property
     def correction(self) -> Hypergradient | None:

@@ -155,7 +155,9 @@ class CrossRegModel(Trainer):
                 stronger; first order. `"implicit"`: with theta's answer to
                 rho, at their optimum, by Hessian-vector products.
                 `"one_step"`: through one step of theta. Or an object of
-                `kcr.hypergradients`, which says more. Defaults to `"gap"`.
+                `kcr.hypergradients`, which says more. `"auto"`: `"gap"`, and
+                `"direct"` on several devices, where no other works. Defaults
+                to `"auto"`.
             eval_num_samples: Integer, at least 1. Samples that `evaluate`,
                 `predict` and validation average. Defaults to `num_samples`.
             rho: A regular expression, or a list of them: every trainable
@@ -186,12 +188,14 @@ class CrossRegModel(Trainer):
             rho=rho,
             samples_per_pass=samples_per_pass,
         )
-        if options.second_order is not None and self._num_replicas > 1:
-            raise ValueError(
-                "A `hypergradient` of second order works on one device. "
-                f"Received: hypergradient={hypergradient} under a strategy of "
-                f"{self._num_replicas} replicas"
-            )
+        if self._num_replicas > 1:
+            options = options.on_several_devices()
+            if options.correction is not None:
+                raise ValueError(
+                    '`hypergradient` other than "direct" works on one device. '
+                    f"Received: hypergradient={hypergradient} under a "
+                    f"strategy of {self._num_replicas} replicas"
+                )
         is_object = isinstance(optimizer, keras.optimizers.Optimizer)
         if is_object and rho_optimizer is optimizer:
             raise ValueError(

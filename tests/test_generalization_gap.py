@@ -64,9 +64,10 @@ def test_the_factor_multiplies_the_difference():
     )
 
 
-def test_by_name_the_factor_is_two():
+@pytest.mark.parametrize("name", ["gap", "auto"])
+def test_by_name_the_factor_is_two(name):
     np.testing.assert_array_equal(
-        one_step("gap"), one_step(GeneralizationGap(2.0))
+        one_step(name), one_step(GeneralizationGap(2.0))
     )
 
 

@@ -10,6 +10,7 @@ from keras_crossreg.hypergradients.options import Implicit
 from keras_crossreg.hypergradients.options import OneStep
 
 _BY_NAME: dict[str, type[Hypergradient] | None] = {
+    "auto": GeneralizationGap,
     "direct": None,
     "gap": GeneralizationGap,
     "implicit": Implicit,
@@ -29,7 +30,7 @@ def get(hypergradient: Any) -> Hypergradient | None:
         cls = _BY_NAME[hypergradient]
         return None if cls is None else cls()
     raise ValueError(
-        'Expected `hypergradient` to be "direct", "gap", "implicit", '
+        'Expected `hypergradient` to be "auto", "direct", "gap", "implicit", '
         '"one_step", or an object of `keras_crossreg.hypergradients`. '
         f"Received: hypergradient={hypergradient}"
     )

@@ -118,11 +118,19 @@ def test_what_tensorflow_refuses(cls, mode):
         model.fit(*twin_data(), batch_size=8, verbose=0, **reg_data_of(cls))
 
 
-def test_hypergradients_of_second_order_are_refused():
+@pytest.mark.parametrize("hypergradient", ["implicit", "gap"])
+def test_other_hypergradients_are_refused(hypergradient):
     with TWO.scope():
         model = make_model()
         with pytest.raises(ValueError, match="under a strategy of 2 replicas"):
-            model.compile("sgd", "mse", hypergradient="implicit")
+            model.compile("sgd", "mse", hypergradient=hypergradient)
+
+
+def test_the_default_is_direct():
+    with TWO.scope():
+        model = make_model()
+        model.compile("sgd", "mse")
+    assert model.compile_options.hypergradient == "direct"
 
 
 def test_a_model_without_rho_is_a_keras_model():
