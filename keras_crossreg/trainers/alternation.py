@@ -126,14 +126,13 @@ class Alternation(RegularizationLoss):
         return (
             before is not None
             and self._options.gap is not None
-            and self._num_replicas == 1
             and batch_rows(batch) < batch_rows(before)
         )
 
     def _training_examples(self, batch: Any, reg_batch: Any) -> Any:
         """What a `hypergradient` looks at of a training batch."""
         gap = self._options.gap
-        if gap is None or self._num_replicas > 1:
+        if gap is None:
             return batch
         return examples(batch, 0, gap.batch_size or batch_rows(reg_batch))
 

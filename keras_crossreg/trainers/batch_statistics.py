@@ -16,11 +16,11 @@ from keras_crossreg._keras import all_layers
 NUM_BATCHES = 8
 
 
-def moving_normalizations(model: Any) -> list[Any]:
+def moving_normalizations(layers: Iterable[Any]) -> list[Any]:
     """The batch normalizations whose moving averages follow theta."""
     return [
         layer
-        for layer in all_layers(model)
+        for layer in layers
         if isinstance(layer, keras.layers.BatchNormalization)
         and layer.trainable
         and layer.momentum < 1
@@ -40,7 +40,7 @@ def measure(
         call: Calls it in training mode, on a batch.
         batches: What it is called on.
     """
-    layers = moving_normalizations(model)
+    layers = moving_normalizations(all_layers(model))
     if not layers:
         return
     averages = [v for la in layers for v in la.non_trainable_variables]

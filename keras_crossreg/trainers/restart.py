@@ -94,11 +94,12 @@ def drawn_kernels(model: Any) -> set[int]:
     not keep what a weight was set by. A kernel that was trained has another
     scale, or longer tails.
     """
-    if not moving_normalizations(model):
+    layers = all_layers(model)
+    if not moving_normalizations(layers):
         return set()
     return {
         id(variable)
-        for layer in all_layers(model)
+        for layer in layers
         for variable in layer.trainable_variables
         if len(variable.shape) > 1 and _is_drawn(layer, variable)
     }

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 
 import keras
 
+from keras_crossreg.trainers.batch_statistics import moving_normalizations
+
 # The start of a moving average has a part of exp(-2), 14 %, in it after so
 # many time constants.
 TIME_CONSTANTS = 2
@@ -140,13 +142,7 @@ def default_reg_warmup(
         `2 / (1 - momentum)`, of the slowest layer that follows theta: 200 of
         Keras's default, 0 without such a layer. At most a quarter of `steps`.
     """
-    momenta = [
-        float(layer.momentum)
-        for layer in layers
-        if isinstance(layer, keras.layers.BatchNormalization)
-        and layer.trainable
-        and layer.momentum < 1
-    ]
+    momenta = [float(la.momentum) for la in moving_normalizations(layers)]
     if not momenta:
         return 0
     warmup = TIME_CONSTANTS / (1 - max(momenta))
