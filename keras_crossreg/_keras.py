@@ -70,6 +70,7 @@ __all__ = [
     "call_losses",
     "can_convert_arrays",
     "compute_loss",
+    "compute_output_spec",
     "convert_to_sliceable",
     "count_examples",
     "count_steps",

@@ -8,7 +8,9 @@ from keras_crossreg.cross_reg_model import CrossRegModel
 from keras_crossreg.sampling.averaged_model import AveragedModel
 
 
-def averaged(model: CrossRegModel, num_samples: int) -> keras.Model:
+def averaged(
+    model: CrossRegModel, num_samples: int, noise: str = "random"
+) -> keras.Model:
     """A plain `keras.Model` that samples and averages inside.
 
     For `export()`, for serving, and wherever a model is called rather than
@@ -51,4 +53,4 @@ def averaged(model: CrossRegModel, num_samples: int) -> keras.Model:
             "`averaged` expects a `CrossRegModel` that was fitted, called or "
             f"loaded. Received: model={model} of type {type(model).__name__}"
         )
-    return AveragedModel.of(model, num_samples)
+    return AveragedModel.of(model, num_samples, noise)

@@ -11,8 +11,10 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_crossreg.noise_source import NoiseRefused
+from keras_crossreg.noise_source import NoiseSource
 from keras_crossreg.primitives import replica_index
-from keras_crossreg.primitives import uniform
+from keras_crossreg.primitives import uniform as draw_uniform
 
 __all__ = ["SeedGenerator", "normal", "uniform"]
 
@@ -30,6 +32,7 @@ class _Pass(threading.local):
     """Of a thread: a strategy traces its replicas in several."""
 
     num_samples: int | None = None
+    source: NoiseSource | None = None
 
 
 _PASS = _Pass()
@@ -55,6 +58,8 @@ class SeedGenerator(keras.random.SeedGenerator):
     """
 
     def next(self, ordered: bool = True) -> Any:
+        if _PASS.source is not None:
+            _PASS.source.refuse_seed(self)
         seed = super().next(ordered)
         index = replica_index()
         if index is None:
@@ -76,6 +81,48 @@ def sampling_pass(num_samples: int) -> Iterator[None]:
 def samples_in_pass() -> int | None:
     """The K of the sampling pass that runs, if it is one of a model."""
     return _PASS.num_samples
+
+
+@contextlib.contextmanager
+def noise_from(source: NoiseSource) -> Iterator[None]:
+    """Within, `uniform` and `normal` of this thread draw from a source."""
+    before, _PASS.source = _PASS.source, source
+    try:
+        yield
+    except NoiseRefused as error:
+        # Keras adds to the messages of errors in layers.
+        raise NoiseRefused(source.refusal) from error
+    finally:
+        _PASS.source = before
+
+
+def has_source() -> bool:
+    """Whether no random generator moves."""
+    return _PASS.source is not None
+
+
+def uniform(
+    shape: Any,
+    seed: keras.random.SeedGenerator,
+    dtype: str = "float32",
+    batch_axis: int = 0,
+) -> Any:
+    """Numbers in `[0, 1)`, those of `keras.random.uniform` on a CPU.
+
+    Args:
+        shape: Shape of the result, dynamic or not, of rank 1 or more.
+        seed: A `keras.random.SeedGenerator`.
+        dtype: Dtype of the result.
+        batch_axis: Integer, the axis of the examples. Defaults to `0`.
+
+    Returns:
+        A tensor.
+    """
+    if _PASS.source is not None:
+        return _PASS.source.draw(
+            "uniform", shape, seed, dtype, _PASS.num_samples or 1, batch_axis
+        )
+    return draw_uniform(shape, seed, dtype)
 
 
 def normal(
@@ -119,6 +166,10 @@ def normal(
 
     - Box and Muller, 1958, A note on the generation of random normal deviates.
     """
+    if _PASS.source is not None:
+        return _PASS.source.draw(
+            "normal", shape, seed, dtype, _PASS.num_samples or 1
+        )
     wide = "float64" if dtype == "float64" else "float32"
     size = math.prod(shape[1:])
     if num_samples is None:

@@ -8,6 +8,7 @@ from keras_crossreg.primitives.errors import NotDifferentiableTwice
 from keras_crossreg.supported_backends import check_backend
 
 if check_backend() == "tensorflow":
+    from keras_crossreg.primitives.tensorflow import draw_in_runtime
     from keras_crossreg.primitives.tensorflow import evaluated_after
     from keras_crossreg.primitives.tensorflow import gradient
     from keras_crossreg.primitives.tensorflow import gradient_in_passes
@@ -21,6 +22,7 @@ if check_backend() == "tensorflow":
 
 __all__ = [
     "NotDifferentiableTwice",
+    "draw_in_runtime",
     "evaluated_after",
     "gradient",
     "gradient_in_passes",

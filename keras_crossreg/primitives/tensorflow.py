@@ -55,6 +55,15 @@ def uniform(
     return tf.random.stateless_uniform(shape, key, dtype=dtype, alg="philox")
 
 
+def draw_in_runtime(kind: str, shape: Any, dtype: str, seed: int) -> Any:
+    """`"uniform"` or `"normal"` numbers of whatever runs the graph.
+
+    ONNX and LiteRT have such operations, but none that take a state.
+    """
+    draw = tf.random.normal if kind == "normal" else tf.random.uniform
+    return draw(shape, dtype=dtype, seed=seed)
+
+
 def rows(x: Any, start: int, size: Any) -> Any:
     """`size` rows of a tensor from `start` on, fewer where it ends."""
     if isinstance(x, tf.experimental.Optional):

@@ -14,6 +14,7 @@ from keras import tree
 
 from keras_crossreg._keras import all_layers
 from keras_crossreg.compile_options import CompileOptions
+from keras_crossreg.random import has_source
 from keras_crossreg.sampling import state
 from keras_crossreg.sampling.row_probe import Look
 from keras_crossreg.sampling.row_probe import look_at
@@ -174,10 +175,16 @@ class ProbedModel(keras.Model):
         known = {id(v) for v in self.weights + self.metrics_variables}
         return [v for v in self.variables if id(v) not in known]
 
+    @property
+    def random_states(self) -> list[keras.Variable]:
+        """The states of random generators, for models around this one."""
+        return self._seeds
+
     @contextlib.contextmanager
     def _kept_seeds(self) -> Iterator[None]:
         """Leaves the random state as it was."""
-        with state.kept(self._seeds):
+        # A file for a runtime that has no variables is not to have any.
+        with state.kept([] if has_source() else self._seeds):
             yield
 
     @contextlib.contextmanager
