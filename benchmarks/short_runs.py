@@ -37,7 +37,6 @@ SETTINGS = {
     "survey, 5 epochs": (2000, 300, 64, 5),
     "... `reg_data` in one batch of 300": (2000, 300, 64, 5),
     "500 steps": (1600, 240, 64, 20),
-    "5,000 steps": (1600, 240, 16, 50),
 }
 RUNS = ("plain", "dropout .25", "before", "default", "merge")
 
@@ -71,6 +70,12 @@ def count(steps: int, batch_size: int) -> dict[str, Any]:
     return dict(rho_steps=int(model.rho_optimizer.iterations))
 
 
+def in_batches(x: Any, y: Any, size: int) -> Any:
+    import tensorflow as tf
+
+    return tf.data.Dataset.from_tensor_slices((x, y)).batch(size)
+
+
 def quality(setting: str, run: str, seed: int) -> dict[str, Any]:
     keras.utils.set_random_seed(seed)
     data = affairs()
@@ -93,19 +98,17 @@ def quality(setting: str, run: str, seed: int) -> dict[str, Any]:
         model.fit(x[:n], y[:n], **fit)
         rho_steps = 0
     else:
-        fit["reg_data"] = x[m:n], y[m:n]
+        train, held_out = (x[:m], y[:m]), (x[m:n], y[m:n])
         if "one batch" in setting:
-            import tensorflow as tf
-
-            fit["reg_data"] = tf.data.Dataset.from_tensor_slices(
-                fit["reg_data"]
-            ).batch(300)
-        if run == "before":
+            held_out = in_batches(*held_out, held)
+            # `merge_epochs` takes two of a kind.
+            train = (in_batches(*train, fit.pop("batch_size")),)
+        if run == "before" and "one batch" not in setting:
             fit["reg_batch_size"] = batch_size // 8
         if run == "merge":
             fit["merge_epochs"] = epochs // 2
         record = kcr.callbacks.RhoHistory()
-        model.fit(x[:m], y[:m], callbacks=[record], **fit)
+        model.fit(*train, reg_data=held_out, callbacks=[record], **fit)
         rho_steps = record.steps[-1] if len(record.steps) else 0
     rho = [round(float(np.mean(v)), 3) for v in model.get_rho().values()]
     return dict(

@@ -84,12 +84,13 @@ class RuntimeNoise(NoiseSource):
         num_samples: int,
         batch_axis: int = 0,
     ) -> Any:
-        # Draws of one seed would be equal.
+        # Draws of one seed would be equal. Generators of runtimes are simple:
+        # those of the seeds 1 and 2 are not independent in ONNX Runtime, which
+        # takes seeds that a float32 can hold.
+        seed = int(np.random.default_rng(self.draws).integers(1, 2**24))
         self.draws += 1
         wide = "float64" if dtype == "float64" else "float32"
-        return ops.cast(
-            draw_in_runtime(kind, tuple(shape), wide, self.draws), dtype
-        )
+        return ops.cast(draw_in_runtime(kind, tuple(shape), wide, seed), dtype)
 
 
 class FixedNoise(NoiseSource):
@@ -129,15 +130,15 @@ class FixedNoise(NoiseSource):
         key = np.array([self.seed, self.draws], "uint64")
         self.draws += 1
         numbers = np.random.Generator(np.random.Philox(key=key))
-        wide = "float64" if dtype == "float64" else "float32"
         size = (*before, num_samples, *after)
         values = (
-            numbers.standard_normal(size, wide)
+            numbers.standard_normal(size)
             if kind == "normal"
-            else numbers.random(size, wide)
+            else numbers.random(size, "float32")
         )
+        wide = "float64" if dtype == "float64" else "float32"
         constant = ops.expand_dims(
-            ops.convert_to_tensor(values, wide), batch_axis + 1
+            ops.convert_to_tensor(values.astype(wide)), batch_axis + 1
         )
         rows = shape[batch_axis] // num_samples
         repeated = ops.broadcast_to(

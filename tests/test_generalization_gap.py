@@ -72,7 +72,9 @@ def test_by_name_the_factor_is_two(name):
 
 
 @SHARED
-@pytest.mark.parametrize("run_eagerly", [True, False])
+@pytest.mark.parametrize(
+    "run_eagerly", [True, pytest.param(False, marks=pytest.mark.slow)]
+)
 def test_against_direct_gradients_of_both_sets(run_eagerly):
     """With so many samples, those of two runs differ by a per cent."""
     options = dict(num_samples=4000, run_eagerly=run_eagerly)

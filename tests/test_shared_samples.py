@@ -116,7 +116,7 @@ def test_predictions_are_those_of_a_repeated_batch(graph):
     [
         ("direct", EAGER),
         ("one_step", EAGER),
-        ("one_step", GRAPH),
+        pytest.param("one_step", GRAPH, marks=pytest.mark.slow),
         pytest.param("direct", JIT, marks=pytest.mark.slow),
         pytest.param("one_step", JIT, marks=pytest.mark.slow),
     ],

@@ -64,7 +64,9 @@ def test_equals_keras_model(case):
     check_equals_keras_model(data, **arguments)
 
 
-@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize(
+    "wrapped", [pytest.param(False, marks=pytest.mark.slow), True]
+)
 def test_subclassed_equals_keras_model(wrapped):
     def call(self, inputs, training=None):
         return self.classes(self.drop(self.hidden(inputs), training=training))

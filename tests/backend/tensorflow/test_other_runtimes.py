@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from helpers import Configured
 from test_averaged import LOSSES
 from test_averaged import assert_close
@@ -228,28 +229,30 @@ def test_mixed_precision(format, tmp_path):
     np.testing.assert_allclose(y, averaged(x), rtol=5e-3, atol=5e-3)
 
 
-class Unknown(L.Layer):
-    """Takes a random number of TensorFlow that ONNX does not have."""
+@keras.saving.register_keras_serializable("tests")
+class Beta(kcr.layers.RhoLayer):
+    """An operation of TensorFlow that no other runtime has."""
 
-    def call(self, inputs):
-        seed = keras.ops.convert_to_tensor([1, 2], "int32")
-        return (
-            inputs
-            + keras.random.uniform((3,), seed=3)
-            + 0 * keras.ops.cast(seed[0], "float32")
-        )
+    stochastic = False
+
+    def call(self, inputs, training=False, sampling=None):
+        return inputs + tf.cast(tf.math.betainc(1.0, 2.0, inputs), "float32")
 
 
 @pytest.mark.slow
-def test_what_onnx_does_not_have_is_refused_by_name(tmp_path):
-    pytest.importorskip("tf2onnx")
+def test_what_a_runtime_does_not_have_is_named(format, tmp_path):
     inputs = keras.Input((3,))
-    outputs = kcr.layers.GaussianNoiseScale()(Unknown()(inputs))
-    model = kcr.CrossRegModel(inputs, outputs)
-    path = tmp_path / "model.onnx"
-    with pytest.raises(ValueError, match="ONNX has no form.*Received.*Random"):
-        kcr.averaged(model, K).export(path, format="onnx", verbose=False)
-    assert not path.exists()
+    outputs = kcr.layers.GaussianNoiseScale()(Beta()(inputs))
+    averaged = kcr.averaged(kcr.CrossRegModel(inputs, outputs), K)
+    path = tmp_path / {"onnx": "model.onnx", "litert": "model.tflite"}[format]
+    if format == "onnx":
+        match = r"ONNX has no form.*Received: .*\['Betainc'\]$"
+        with pytest.raises(ValueError, match=match):
+            averaged.export(path, format=format, verbose=False)
+        assert not path.exists()
+    else:
+        with pytest.warns(UserWarning, match=r"Flex delegate.*\['Betainc'\]"):
+            averaged.export(path, format=format, verbose=False)
 
 
 def test_missing_packages_name_the_extra(tmp_path, monkeypatch):
