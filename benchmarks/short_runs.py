@@ -37,6 +37,7 @@ SETTINGS = {
     "survey, 5 epochs": (2000, 300, 64, 5),
     "... `reg_data` in one batch of 300": (2000, 300, 64, 5),
     "500 steps": (1600, 240, 64, 20),
+    "5,000 steps": (1600, 240, 16, 50),
 }
 RUNS = ("plain", "dropout .25", "before", "default", "merge")
 
@@ -107,13 +108,12 @@ def quality(setting: str, run: str, seed: int) -> dict[str, Any]:
             fit["reg_batch_size"] = batch_size // 8
         if run == "merge":
             fit["merge_epochs"] = epochs // 2
-        record = kcr.callbacks.RhoHistory()
-        model.fit(*train, reg_data=held_out, callbacks=[record], **fit)
-        rho_steps = record.steps[-1] if len(record.steps) else 0
+        model.fit(*train, reg_data=held_out, **fit)
+        rho_steps = int(model.rho_optimizer.iterations)
     rho = [round(float(np.mean(v)), 3) for v in model.get_rho().values()]
     return dict(
         seconds=time.process_time() - begin,
-        rho_steps=int(rho_steps),
+        rho_steps=rho_steps,
         rho=rho,
         **scores(model, x[2300:], y[2300:]),
     )
