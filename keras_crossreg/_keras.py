@@ -8,12 +8,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import keras
+
 # It tells what a call would do to shapes, and creates state on the way.
 from keras.src.backend import compute_output_spec
 
 # A tensor's mask is an attribute that averaging would drop.
 from keras.src.backend import get_keras_mask
 from keras.src.backend import set_keras_mask
+
+# A scope within another hides what that one holds, and says nowhere so.
+from keras.src.backend.common.stateless_scope import get_stateless_scope
 
 # `export` asks it for the inputs of a model; so does a model around that one.
 from keras.src.export.export_utils import get_input_signature
@@ -63,6 +68,7 @@ __all__ = [
     "CompileMetrics",
     "Functional",
     "GraphModel",
+    "NestedScope",
     "all_layers",
     "array_inputs",
     "averages_of",
@@ -103,6 +109,35 @@ __all__ = [
     "variables_of_loss_metrics",
     "was_called",
 ]
+
+
+class NestedScope(keras.StatelessScope):
+    """A `keras.StatelessScope` that sees what the scope around it holds.
+
+    Attributes:
+        updated: The variables that were assigned within, in order.
+    """
+
+    def __init__(
+        self, state_mapping: Any = None, collect_losses: bool = False
+    ) -> None:
+        super().__init__(state_mapping, collect_losses=collect_losses)
+        self._around = get_stateless_scope()
+        self._updated: dict[int, keras.Variable] = {}
+
+    @property
+    def updated(self) -> list[keras.Variable]:
+        return list(self._updated.values())
+
+    def add_update(self, update: Any) -> None:
+        self._updated[id(update[0])] = update[0]
+        super().add_update(update)
+
+    def get_current_value(self, variable: keras.Variable) -> Any:
+        value = super().get_current_value(variable)
+        if value is None and self._around is not None:
+            value = self._around.get_current_value(variable)
+        return value
 
 
 class GraphModel(Functional):
@@ -286,7 +321,7 @@ def losses_by_layer(model: Any) -> list[list[Any]]:
     `model.losses` is made of these, and of no other.
     """
     return [
-        list(layer._losses)
+        layer._get_own_losses()
         for layer in model._flatten_layers(include_self=True)
     ]
 
@@ -294,10 +329,12 @@ def losses_by_layer(model: Any) -> list[list[Any]]:
 def set_losses_by_layer(model: Any, losses: list[list[Any]] | None) -> None:
     """Sets what `losses_by_layer` gives, or clears all."""
     layers = list(model._flatten_layers(include_self=True))
+    model._clear_losses()
     for layer, of_layer in zip(
         layers, losses or [[]] * len(layers), strict=True
     ):
-        layer._losses[:] = of_layer
+        if of_layer:
+            layer.add_loss(of_layer)
 
 
 def is_in_cluster(strategy: Any) -> bool:

@@ -11,6 +11,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_crossreg.primitives import maximum
+from keras_crossreg.primitives import minimum
 from keras_crossreg.primitives import replica_index
 from keras_crossreg.primitives import uniform
 
@@ -127,10 +129,10 @@ def normal(
     # Each row makes two rows of numbers: one of cosines, one of sines.
     rows = _ceil_div(examples, 2)
     if reuse > 1:
-        of_a_row = ops.maximum(2 * size * num_samples, 1)
+        of_a_row = maximum(2 * size * num_samples, 1)
         least = _ceil_div(_FEWEST, of_a_row)
-        of_a_block = ops.maximum(_ceil_div(rows, reuse), least)
-        rows = ops.minimum(rows, of_a_block)
+        of_a_block = maximum(_ceil_div(rows, reuse), least)
+        rows = minimum(rows, of_a_block)
     u = uniform((2, num_samples, rows * size), seed, wide)
     # `uniform` may be 0 but never 1.
     radius = ops.sqrt(-2.0 * ops.log1p(-u[0]))

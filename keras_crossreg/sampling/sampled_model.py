@@ -22,6 +22,7 @@ from keras_crossreg._keras import set_losses_by_layer
 from keras_crossreg.checks import check_integer
 from keras_crossreg.compile_options import CompileOptions
 from keras_crossreg.primitives import evaluated_after
+from keras_crossreg.primitives import in_passes
 from keras_crossreg.random import sampling_pass
 from keras_crossreg.sampling import averaging
 from keras_crossreg.sampling.late_tiling import LateTiling
@@ -169,13 +170,21 @@ class SampledModel(ProbedModel):
     ) -> list[Any]:
         """K samples or a few more, in passes of the same number of them."""
         in_each = self._in_each_pass(num_samples, most)
-        parts: list[Any] = []
-        with _mean_of_losses(self) as note:
-            for _ in range(0, num_samples, in_each):
-                with evaluated_after(parts[-1:]):
-                    parts.append(self._sample(x, in_each))
-                note()
-        return parts
+        passes = -(-num_samples // in_each)
+        set_losses_by_layer(self, None)
+        if passes == 1:
+            return [self._sample(x, in_each)]
+
+        def sample() -> tuple[Any, list[list[Any]]]:
+            samples = self._sample(x, in_each)
+            losses = losses_by_layer(self)
+            # Keras clears them in a call that is in no other call alone.
+            set_losses_by_layer(self, None)
+            return samples, losses
+
+        parts = in_passes(sample, passes)
+        _set_mean_of_losses(self, [losses for _, losses in parts])
+        return [samples for samples, _ in parts]
 
     def _in_each_pass(self, num_samples: int, most: int) -> int:
         """K shared out to passes of at most so many, or of one each."""
@@ -201,7 +210,9 @@ class SampledModel(ProbedModel):
         runs = self._sample_runs(num_samples)
         parts: list[Any] = []
         ends: list[list[Any]] = []
-        with self._kept_seeds(), _mean_of_losses(self) as note:
+        losses: list[Any] = []
+        set_losses_by_layer(self, None)
+        with self._kept_seeds():
             before = [(v, ops.copy(v.value)) for v in moving]
             starts = runs.starts()
             for k in range(num_samples):
@@ -214,8 +225,10 @@ class SampledModel(ProbedModel):
                         variable.assign(values[k])
                     parts.append(self._pass(x, 1))
                     ends.append([ops.copy(v.value) for v in runs.variables])
-                note()
+                losses.append(losses_by_layer(self))
+                set_losses_by_layer(self, None)
             runs.keep(ends)
+        _set_mean_of_losses(self, losses)
         return averaging.join(parts, num_samples)
 
     @property
@@ -343,27 +356,13 @@ class _Sampler(keras.Model):
             return model.predict_step(*args)
 
 
-@contextlib.contextmanager
-def _mean_of_losses(model: Any) -> Iterator[Callable[[], None]]:
-    """What layers add to the loss is the mean over the passes within.
-
-    What it yields is called after each pass.
-    """
-    passes: list[Any] = []
-
-    def note() -> None:
-        passes.append(losses_by_layer(model))
-        # Keras clears them in a call that is in no other call alone.
-        set_losses_by_layer(model, None)
-
-    set_losses_by_layer(model, None)
-    yield note
-    if any(passes[0]):
-        means = [
-            [sum(terms) / len(passes) for terms in zip(*of_layer, strict=True)]
-            for of_layer in zip(*passes, strict=True)
-        ]
-        set_losses_by_layer(model, means)
+def _set_mean_of_losses(model: Any, passes: list[list[list[Any]]]) -> None:
+    """Sets what layers add to the loss to the mean over several passes."""
+    means = [
+        [sum(terms) / len(passes) for terms in zip(*of_layer, strict=True)]
+        for of_layer in zip(*passes, strict=True)
+    ]
+    set_losses_by_layer(model, means)
 
 
 def _predicting(step: Any) -> Any:

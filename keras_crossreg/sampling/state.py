@@ -17,25 +17,11 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_crossreg._keras import NestedScope
 from keras_crossreg._keras import all_layers
 
 # The name of the state of every `keras.random.SeedGenerator`.
 _SEED = "seed_generator_state"
-
-
-class _WatchedScope(keras.StatelessScope):
-    """Within, variables keep their values; notes those that would not.
-
-    Keras tracks the weights of a layer, but not recurrent states.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(collect_losses=True)
-        self.assigned: dict[int, keras.Variable] = {}
-
-    def add_update(self, update: Any) -> None:
-        self.assigned[id(update[0])] = update[0]
-        super().add_update(update)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,10 +42,14 @@ class Call:
 
 
 def watched(function: Callable[[], Any]) -> Call:
-    """Calls a function, and leaves variables as they were."""
-    with _WatchedScope() as scope:
+    """Calls a function, and leaves variables as they were.
+
+    Notes those that it would move: Keras tracks the weights of a layer, but
+    not recurrent states.
+    """
+    with NestedScope(collect_losses=True) as scope:
         result = function()
-    assigned = scope.assigned.values()
+    assigned = scope.updated
     moved = tuple(v for v in assigned if v.name != _SEED)
     return Call(result, scope.losses, moved, len(moved) < len(assigned))
 
