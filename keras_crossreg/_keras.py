@@ -72,6 +72,7 @@ __all__ = [
     "all_layers",
     "array_inputs",
     "averages_of",
+    "batches_of",
     "build_metrics",
     "call_losses",
     "can_convert_arrays",
@@ -79,6 +80,7 @@ __all__ = [
     "convert_to_sliceable",
     "count_examples",
     "count_steps",
+    "distribute_batch",
     "functional_init_arguments",
     "get_keras_mask",
     "get_data_adapter",
@@ -87,6 +89,7 @@ __all__ = [
     "graph_structure",
     "graph_tensors",
     "inner_optimizer",
+    "jax_state_variables",
     "keep_registered_name",
     "is_in_a_graph",
     "is_in_cluster",
@@ -94,6 +97,7 @@ __all__ = [
     "learning_rate_of",
     "losses_by_layer",
     "make_step_function",
+    "mark_synced",
     "optimized_variables",
     "producing_node",
     "receive_sampling",
@@ -102,8 +106,12 @@ __all__ = [
     "set_losses_by_layer",
     "set_lower_is_better",
     "set_steps",
+    "sliceables",
+    "store_value",
+    "stored_value",
     "slice_tensorflow_sparse_wrapper",
     "take_initial_epoch",
+    "take_rows",
     "train_validation_split",
     "unscale_loss_for_distribution",
     "variables_of_loss_metrics",
@@ -246,6 +254,29 @@ def array_inputs(adapter: Any) -> Any:
     return adapter._inputs
 
 
+def batches_of(adapter: Any) -> Any:
+    """One pass over the batches of an adapter, as the backend's `fit` has them.
+
+    Adapters have a method for each backend, which names what it returns.
+    """
+    return {
+        "tensorflow": adapter.get_tf_dataset,
+        "jax": adapter.get_jax_iterator,
+        "torch": adapter.get_torch_dataloader,
+    }[keras.backend.backend()]()
+
+
+def sliceables(array: Any) -> Any:
+    """An array of any kind that `fit` takes, to take rows of; or `None`."""
+    return convert_to_sliceable(array, target_backend=keras.backend.backend())
+
+
+def take_rows(column: Any, rows: Any) -> Any:
+    """Rows of what `sliceables` gave, as the batches of `fit` have them."""
+    name = f"convert_to_{keras.backend.backend()}_compatible"
+    return getattr(column, name)(column[rows])
+
+
 def graph_structure(model: Any) -> tuple[Any, Any]:
     """Inputs and outputs of a functional model as the user nested them.
 
@@ -335,6 +366,47 @@ def set_losses_by_layer(model: Any, losses: list[list[Any]] | None) -> None:
     ):
         if of_layer:
             layer.add_loss(of_layer)
+
+
+def stored_value(variable: keras.Variable) -> Any:
+    """The array that a variable holds, whatever a scope says.
+
+    Public `value` asks the scope, and casts.
+    """
+    return variable._value
+
+
+def store_value(variable: keras.Variable, value: Any) -> None:
+    """Makes a variable hold an array of its own shape and dtype.
+
+    `assign` converts and checks, for each of all variables in every step.
+    """
+    variable._value = value
+
+
+def jax_state_variables(model: Any) -> list[list[keras.Variable]]:
+    """The variables of the state that Keras's `fit` on JAX hands around.
+
+    In the order of its own `_get_jax_state`.
+    """
+    return [
+        model.trainable_variables,
+        model.non_trainable_variables,
+        model.optimizer.variables,
+        model.metrics_variables,
+    ]
+
+
+def mark_synced(model: Any) -> None:
+    """Tells Keras on JAX that the variables hold the newest state."""
+    model._jax_state_synced = True
+
+
+def distribute_batch(batch: Any) -> Any:
+    """A batch on the devices, as `fit` on JAX puts it there."""
+    from keras.src.backend.jax.trainer import _distribute_data
+
+    return _distribute_data(batch)
 
 
 def is_in_cluster(strategy: Any) -> bool:

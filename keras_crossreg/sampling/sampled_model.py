@@ -28,6 +28,7 @@ from keras_crossreg.sampling import averaging
 from keras_crossreg.sampling.late_tiling import LateTiling
 from keras_crossreg.sampling.late_tiling import can_tile_late
 from keras_crossreg.sampling.probed_model import ProbedModel
+from keras_crossreg.sampling.probed_model import batches_in
 
 # Most samples of a prediction that are made in one pass. More are made in
 # several passes, one after the other, so that memory does not grow with them.
@@ -337,15 +338,28 @@ class _Sampler(keras.Model):
         self.num_samples = num_samples
         self.built = True
 
+    # On JAX, the state that a step is given: that of the other model.
+
+    @property
+    def trainable_variables(self) -> list[keras.Variable]:
+        found: list[keras.Variable] = self._of().trainable_variables
+        return found
+
+    @property
+    def non_trainable_variables(self) -> list[keras.Variable]:
+        found: list[keras.Variable] = self._of().non_trainable_variables
+        return found
+
     def make_predict_function(self, force: bool = False) -> Any:
         before = self.predict_function
         super().make_predict_function(force)
         predict = self.predict_function
         if predict is not before:
 
-            def look_and_predict(batches: Any) -> Any:
+            def look_and_predict(*args: Any) -> Any:
+                batches, args = batches_in(args, self.steps_per_execution)
                 self._of().look_at_batch(batches[0], self.num_samples)
-                return predict(batches)
+                return predict(*args)
 
             self.predict_function: Callable[[Any], Any] = look_and_predict
         return self.predict_function
