@@ -142,9 +142,18 @@ class NestedScope(keras.StatelessScope):
         super().add_update(update)
 
     def get_current_value(self, variable: keras.Variable) -> Any:
+        # Keras asks it for weights with a regularizer, and expects a value.
+        value = self.mapped_value(variable)
+        return variable._value if value is None else value
+
+    def mapped_value(self, variable: keras.Variable) -> Any:
+        """What this scope or one around it holds; `None` where none does."""
         value = super().get_current_value(variable)
         if value is None and self._around is not None:
-            value = self._around.get_current_value(variable)
+            mapped = getattr(
+                self._around, "mapped_value", self._around.get_current_value
+            )
+            value = mapped(variable)
         return value
 
 
@@ -477,7 +486,7 @@ def count_examples(model: Any) -> int:
 
     What comes in batches says nowhere else how large they are.
     """
-    return int(model._loss_tracker.count.numpy())
+    return int(keras.ops.convert_to_numpy(model._loss_tracker.count.value))
 
 
 def count_steps(optimizer: Any) -> int:
@@ -488,7 +497,9 @@ def count_steps(optimizer: Any) -> int:
     """
     if optimizer is None:
         return 0
-    return int(inner_optimizer(optimizer)._iterations.numpy())
+    return int(
+        keras.ops.convert_to_numpy(inner_optimizer(optimizer)._iterations.value)
+    )
 
 
 def set_steps(optimizer: Any, steps: int) -> None:

@@ -7,6 +7,7 @@ import keras_crossreg as kcr
 from keras_crossreg import primitives
 
 ROWS = 24
+EAGER = keras.backend.backend() != "jax"
 
 
 def make_data(rows=ROWS, seed=0):
@@ -57,7 +58,7 @@ class Configured(Subclassed):
 def compile_model(model, **kwargs):
     """SGD for both, a rho step after every step, unless told otherwise.
 
-    Eagerly, which for three steps is faster than to compile them.
+    Eagerly, which for three steps is faster than to compile them, but on JAX.
     """
     defaults = dict(
         optimizer=keras.optimizers.SGD(0.1),
@@ -66,7 +67,7 @@ def compile_model(model, **kwargs):
         reg_freq=1,
         reg_warmup=0,
         num_samples=2,
-        run_eagerly=True,
+        run_eagerly=EAGER,
     )
     model.compile(**{**defaults, **kwargs})
     return model
@@ -197,5 +198,5 @@ def recording_model(**kwargs):
     recorder = Recorder()
     outputs = keras.layers.Dense(1)(recorder(inputs))
     model = kcr.CrossRegModel(inputs, outputs)
-    compile_model(model, loss="mse", num_samples=1, **kwargs)
+    compile_model(model, loss="mse", num_samples=1, run_eagerly=True, **kwargs)
     return model, recorder

@@ -356,7 +356,9 @@ def test_fit_warns_of_curvature_once():
             reg_data=(reg_x, reg_y[:, None]),
             verbose=0,
         )
-    assert [r.category for r in record] == [UserWarning]
+    # JAX and NumPy have deprecations of their own.
+    ours = [r for r in record if not issubclass(r.category, DeprecationWarning)]
+    assert [r.category for r in ours] == [UserWarning]
 
 
 @pytest.mark.parametrize(

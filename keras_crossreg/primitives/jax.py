@@ -171,29 +171,42 @@ def value_and_gradients(
     """
     unique = _unique(variables)
     leaves, masked = _flatten(tensors)
+    places = [i for i, x in enumerate(leaves) if _is_float(x)]
     updated: list[keras.Variable] = []
     structure: Any = None
 
-    def of_values(values: Tensors, leaves: Tensors) -> Any:
+    def of_values(values: Tensors, floats: Tensors) -> Any:
         nonlocal updated, structure
         pairs = list(zip(unique, values, strict=True))
+        taken = list(leaves)
+        for place, value in zip(places, floats, strict=True):
+            taken[place] = value
         with NestedScope(pairs, collect_losses=True) as scope:
-            scalar, result = function(_unflatten(leaves, masked))
+            scalar, result = function(_unflatten(taken, masked))
             flat, structure = _flatten(result)
             updated = scope.updated
             news = [scope.get_current_value(v) for v in updated]
         return scalar, (flat, news)
 
     values = [v.value for v in unique]
-    (_, (flat, news)), (found, of_leaves) = jax.value_and_grad(
-        of_values, argnums=(0, 1), has_aux=True, allow_int=True
-    )(values, leaves)
-    _assign(updated, news)
+    floats = [leaves[i] for i in places]
     if _REACH.is_asked:
-        used = _used(lambda *args: of_values(*args)[0], values, leaves)
-        found, of_leaves = _with_none(used, [*found, *of_leaves], len(unique))
+        scalar, tangent, (flat, news) = jax.linearize(
+            of_values, values, floats, has_aux=True
+        )
+        transpose = jax.linear_transpose(tangent, values, floats)
+        found, of_floats = _where_used(
+            tangent, transpose(keras.ops.ones_like(scalar)), values, floats
+        )
+    else:
+        (_, (flat, news)), (found, of_floats) = jax.value_and_grad(
+            of_values, argnums=(0, 1), has_aux=True
+        )(values, floats)
+    _assign(updated, news)
     of_variables = dict(zip(map(id, unique), found, strict=True))
-    of_leaves = [None if _is_nothing(g) else g for g in of_leaves]
+    of_leaves: Tensors = [None] * len(leaves)
+    for place, g in zip(places, of_floats, strict=True):
+        of_leaves[place] = g
     return (
         _unflatten(flat, structure),
         [of_variables[id(v)] for v in variables],
@@ -274,8 +287,10 @@ def gradient_in_passes(
     )
     _assign(states, ends)
     if _REACH.is_asked:
-        used = _used(lambda values: outputs_of(values, begun)[0], values)
-        total, _ = _with_none(used, total, len(unique))
+        _, tangent = jax.linearize(
+            lambda values: outputs_of(values, begun)[0], values
+        )
+        (total,) = _where_used(tangent, (total,), values)
     found = dict(zip(map(id, unique), total, strict=True))
     return [
         _add(a, found[id(v)]) for a, v in zip(start, variables, strict=True)
@@ -363,39 +378,23 @@ def _unique(variables: list[keras.Variable]) -> list[keras.Variable]:
     return list({id(v): v for v in variables}.values())
 
 
-def _used(function: Callable[..., Any], *args: Tensors) -> list[bool]:
-    """Which of the arrays the derivative of a function depends on."""
-    flat, treedef = jax.tree_util.tree_flatten(args)
-    places = [
-        i for i, x in enumerate(flat) if keras.backend.is_float_dtype(x.dtype)
-    ]
+def _where_used(tangent: Callable[..., Any], found: Any, *like: Tensors) -> Any:
+    """Gradients, with `None` where a derivative does not depend on what is in.
 
-    def of_floats(floats: Tensors) -> Any:
-        values = list(flat)
-        for place, value in zip(places, floats, strict=True):
-            values[place] = value
-        return function(*jax.tree_util.tree_unflatten(treedef, values))
-
-    floats = [flat[i] for i in places]
-    jaxpr = jax.make_jaxpr(
-        lambda tangents: jax.jvp(of_floats, (floats,), (tangents,))[1]
-    )(floats)
-    count = len(jaxpr.jaxpr.outvars)
-    _, used = partial_eval.dce_jaxpr(jaxpr.jaxpr, [True] * count)
-    reached = {i for i, is_used in zip(places, used, strict=True) if is_used}
-    return [i in reached for i in range(len(flat))]
+    Args:
+        tangent: The derivative, a linear function of arrays like those of
+            `like`.
+        found: A structure of gradients, like `like`.
+        like: Lists of arrays.
+    """
+    jaxpr = jax.make_jaxpr(tangent)(*like).jaxpr
+    _, used = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    is_used = iter(used)
+    return [[g if next(is_used) else None for g in part] for part in found]
 
 
-def _with_none(
-    used: list[bool], gradients: Tensors, count: int
-) -> tuple[Tensors, Tensors]:
-    """`None` where none is used: the first so many, and the others."""
-    found = [g if u else None for u, g in zip(used, gradients, strict=True)]
-    return found[:count], found[count:]
-
-
-def _is_nothing(gradient: Any) -> bool:
-    return gradient is None or gradient.dtype == jax.dtypes.float0
+def _is_float(x: Any) -> bool:
+    return bool(keras.backend.is_float_dtype(x.dtype))
 
 
 def _add(a: Any, b: Any) -> Any:

@@ -85,8 +85,8 @@ class _NotingScope(NestedScope):
         super().__init__(pairs, collect_losses=True)
         self.others: dict[int, keras.Variable] = {}
 
-    def get_current_value(self, variable: keras.Variable) -> Any:
-        value = super().get_current_value(variable)
+    def mapped_value(self, variable: keras.Variable) -> Any:
+        value = super().mapped_value(variable)
         if value is None and stored_value(variable) is not None:
             self.others[id(variable)] = variable
         return value

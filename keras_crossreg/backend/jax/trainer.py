@@ -150,5 +150,8 @@ class JaxTrainer(CrossRegTrainer):
                 found = gradients(batch)
             return 0
 
-        jax.eval_shape(trace, batch)
+        if self.run_eagerly:
+            trace(batch)
+        else:
+            jax.eval_shape(trace, batch)
         return [gradient is not None for gradient in found]
