@@ -80,6 +80,7 @@ __all__ = [
     "convert_to_sliceable",
     "count_examples",
     "count_steps",
+    "devices_of_batches",
     "distribute_batch",
     "functional_init_arguments",
     "get_keras_mask",
@@ -409,6 +410,16 @@ def jax_state_variables(model: Any) -> list[list[keras.Variable]]:
 def mark_synced(model: Any) -> None:
     """Tells Keras on JAX that the variables hold the newest state."""
     model._jax_state_synced = True
+
+
+def devices_of_batches() -> int:
+    """Over how many devices `fit` on JAX distributes a batch."""
+    distribution = keras.distribution.distribution()
+    if distribution is None or distribution.batch_dim_name is None:
+        return 1
+    mesh = distribution.device_mesh
+    place = mesh.axis_names.index(distribution.batch_dim_name)
+    return int(mesh.shape[place])
 
 
 def distribute_batch(batch: Any) -> Any:

@@ -1,12 +1,20 @@
 """Small models and data that many tests share."""
 
+import importlib.util
+
 import keras
 import numpy as np
+import pytest
 
 import keras_crossreg as kcr
 from keras_crossreg import primitives
 
 ROWS = 24
+# Keras's `TensorBoard` and layers of strings take TensorFlow on any backend.
+HAS_TENSORFLOW = importlib.util.find_spec("tensorflow") is not None
+NEEDS_TENSORFLOW = pytest.mark.skipif(
+    not HAS_TENSORFLOW, reason="Keras needs TensorFlow for it"
+)
 EAGER = keras.backend.backend() != "jax"
 
 

@@ -129,8 +129,11 @@ def _are_probabilities(p: Any) -> Any:
 
 
 def _raise_unless(valid: Any, message: str, values: Any) -> None:
-    # In compiled code there is nothing to look at, and tensors have no such
-    # method; there the result says so.
-    if hasattr(valid, "numpy") and not bool(valid):
+    try:
+        is_valid = bool(ops.convert_to_numpy(valid))
+    except (NotImplementedError, TypeError):
+        # In compiled code there is nothing to look at; the result says so.
+        return
+    if not is_valid:
         values = ops.convert_to_numpy(values)
         raise ValueError(message.format(values.min(), values.max()))
