@@ -275,7 +275,7 @@ def second_order(
         def product(vectors: Tensors) -> Tensors:
             if not pairs:
                 return [torch.zeros_like(v) for v in sources]
-            with _second_derivatives():
+            with _second_derivatives(), _requiring(sources, True):
                 return list(
                     torch.autograd.grad(
                         [g for _, g in pairs],

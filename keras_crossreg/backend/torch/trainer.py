@@ -13,8 +13,9 @@ from keras import ops
 from keras import tree
 
 from keras_crossreg import _keras
+from keras_crossreg.backend.torch.stream import TorchStream
+from keras_crossreg.backend.torch.stream import merge_loaders
 from keras_crossreg.primitives.torch import still
-from keras_crossreg.trainers.array_stream import ArrayStream
 from keras_crossreg.trainers.reg_stream import RegularizationStream
 from keras_crossreg.trainers.trainer import CrossRegTrainer
 
@@ -82,7 +83,10 @@ class TorchTrainer(CrossRegTrainer):
     def _make_stream(
         self, reg_data: Any, batch_size: int | None, position: int
     ) -> RegularizationStream:
-        return ArrayStream(reg_data, batch_size, position)
+        return TorchStream(reg_data, batch_size, position)
+
+    def _merge_datasets(self, x: Any, reg_x: Any) -> Any:
+        return merge_loaders(x, reg_x)
 
     # ---- Traces --------------------------------------------------------------
 
