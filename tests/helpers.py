@@ -2,11 +2,30 @@
 
 import keras
 import numpy as np
+import pytest
 
 import keras_crossreg as kcr
 from keras_crossreg import primitives
 
 ROWS = 24
+
+# PyTorch has no XLA, would take minutes to compile a step itself, and has one
+# step in each execution.
+IS_TORCH = keras.backend.backend() == "torch"
+JIT = dict(run_eagerly=False, jit_compile=not IS_TORCH)
+
+
+def executions_of(steps):
+    """The argument of `compile` for so many steps in each execution."""
+    return {} if IS_TORCH else dict(steps_per_execution=steps)
+
+
+def needs_executions_of(steps):
+    """Skips a test that is about several steps in an execution."""
+    if steps > 1 and IS_TORCH:
+        pytest.skip("Keras refuses `steps_per_execution` on PyTorch")
+
+
 EAGER = keras.backend.backend() != "jax"
 
 

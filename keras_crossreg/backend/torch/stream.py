@@ -10,8 +10,8 @@ from keras import tree
 from torch.utils import data as torch_data
 
 from keras_crossreg._keras import take_rows
-from keras_crossreg.trainers.array_stream import ArrayStream
 from keras_crossreg.trainers.array_stream import Arrays
+from keras_crossreg.trainers.array_stream import ArrayStream
 from keras_crossreg.trainers.reg_stream import RegularizationArrays
 
 
