@@ -15,6 +15,7 @@ import keras
 import torch
 from keras import tree
 
+from keras_crossreg._keras import NestedScope
 from keras_crossreg._keras import get_keras_mask
 from keras_crossreg._keras import set_keras_mask
 from keras_crossreg._keras import torch_device
@@ -180,7 +181,7 @@ def value_and_gradients(
     tensors = tree.map_structure(_leaf, tensors)
     flat = tree.flatten(tensors)
     with _watching(variables) as values:
-        scalar, result = function(tensors)
+        scalar, result = _in_a_scope(lambda: function(tensors))
         found = _gradients(
             [scalar], [torch.ones_like(scalar)], [*values, *flat]
         )
@@ -197,7 +198,7 @@ def vector_jacobian(
 ) -> Any:
     """`(d function() / d variable)' vector`."""
     with _watching([variable]) as values:
-        result = function()
+        result = _in_a_scope(function)
         vector = keras.ops.convert_to_tensor(vector).to(result.dtype)
         return _gradients([result], [vector], values)[0]
 
@@ -242,7 +243,7 @@ def gradient_in_passes(
     total = start
     for gradient_of_pass in upstream:
         with _watching(variables) as values:
-            outputs = tree.flatten(sample())
+            outputs = tree.flatten(_in_a_scope(sample))
             found = _gradients(outputs, tree.flatten(gradient_of_pass), values)
         total = [_add(a, b) for a, b in zip(total, found, strict=True)]
     return total
@@ -264,7 +265,7 @@ def second_order(
     """
     with _second_derivatives(), _watching([*theta, *rho]) as values:
         gradients = torch.autograd.grad(
-            function(),
+            _in_a_scope(function),
             values[: len(theta)],
             create_graph=True,
             materialize_grads=True,
@@ -325,6 +326,20 @@ def _requiring(tensors: Tensors, is_required: bool) -> Iterator[None]:
     finally:
         for tensor in others.values():
             tensor.requires_grad_(not is_required)
+
+
+def _in_a_scope(function: Callable[[], Any]) -> Any:
+    """Calls a function, which may assign variables that it has read.
+
+    To write to them in place would spoil its derivative.
+    """
+    with NestedScope(collect_losses=True) as scope:
+        result = function()
+        ends = [(v, scope.get_current_value(v)) for v in scope.updated]
+    for variable, value in ends:
+        with on_device_of(value):
+            variable.assign(value)
+    return result
 
 
 def _gradients(outputs: Tensors, upstream: Tensors, inputs: Any) -> Tensors:

@@ -102,7 +102,9 @@ class SampleRuns:
         self.variables = variables
         self.states = [
             keras.Variable(
-                ops.repeat(ops.expand_dims(v, 0), num_samples, axis=0),
+                ops.copy(
+                    ops.repeat(ops.expand_dims(v, 0), num_samples, axis=0)
+                ),
                 trainable=False,
                 dtype=v.dtype,
                 name="states_of_samples",
