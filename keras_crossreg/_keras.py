@@ -83,6 +83,7 @@ __all__ = [
     "convert_to_sliceable",
     "count_examples",
     "count_steps",
+    "devices_of_batches",
     "distribute_batch",
     "functional_init_arguments",
     "get_keras_mask",
@@ -416,6 +417,16 @@ def mark_synced(model: Any) -> None:
     model._jax_state_synced = True
 
 
+def devices_of_batches() -> int:
+    """Over how many devices `fit` on JAX distributes a batch."""
+    distribution = keras.distribution.distribution()
+    if distribution is None or distribution.batch_dim_name is None:
+        return 1
+    mesh = distribution.device_mesh
+    place = mesh.axis_names.index(distribution.batch_dim_name)
+    return int(mesh.shape[place])
+
+
 def distribute_batch(batch: Any) -> Any:
     """A batch on the devices, as `fit` on JAX puts it there."""
     from keras.src.backend.jax.trainer import _distribute_data
@@ -424,14 +435,13 @@ def distribute_batch(batch: Any) -> Any:
 
 
 def is_at_hand(tensor: Any) -> bool:
-    """Whether a tensor holds numbers that can be read, with no wait for them.
+    """Whether a tensor may hold numbers that can be read with no wait for them.
 
-    A trace has none. PyTorch is given tensors that stand for any, and says so
-    nowhere; and those on an accelerator may not be there yet.
+    PyTorch is given tensors that stand for any, and says so nowhere; and those
+    on an accelerator may not be there yet.
     """
     return (
-        hasattr(tensor, "numpy")
-        and not in_symbolic_scope()
+        not in_symbolic_scope()
         and getattr(getattr(tensor, "device", None), "type", "cpu") == "cpu"
     )
 

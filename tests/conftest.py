@@ -11,6 +11,13 @@ import pytest
 
 import keras_crossreg  # noqa: F401
 
+# Tests of the other backends.
+collect_ignore_glob = [
+    f"backend/{name}/*"
+    for name in ("tensorflow", "jax", "torch")
+    if name != keras.backend.backend()
+]
+
 # What is imported lives to the end: collecting dead TensorFlow graphs need
 # not look at it every time.
 gc.collect()

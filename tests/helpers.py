@@ -1,5 +1,7 @@
 """Small models and data that many tests share."""
 
+import importlib.util
+
 import keras
 import numpy as np
 import pytest
@@ -13,6 +15,12 @@ ROWS = 24
 # step in each execution.
 IS_TORCH = keras.backend.backend() == "torch"
 JIT = dict(run_eagerly=False, jit_compile=not IS_TORCH)
+# Keras's `TensorBoard` and layers of strings take TensorFlow on any backend.
+HAS_TENSORFLOW = importlib.util.find_spec("tensorflow") is not None
+NEEDS_TENSORFLOW = pytest.mark.skipif(
+    not HAS_TENSORFLOW, reason="Keras needs TensorFlow for it"
+)
+EAGER = keras.backend.backend() != "jax"
 
 
 def executions_of(steps):
@@ -24,9 +32,6 @@ def needs_executions_of(steps):
     """Skips a test that is about several steps in an execution."""
     if steps > 1 and IS_TORCH:
         pytest.skip("Keras refuses `steps_per_execution` on PyTorch")
-
-
-EAGER = keras.backend.backend() != "jax"
 
 
 def make_data(rows=ROWS, seed=0):

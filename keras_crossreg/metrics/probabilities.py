@@ -130,7 +130,13 @@ def _are_probabilities(p: Any) -> Any:
 
 
 def _raise_unless(valid: Any, message: str, values: Any) -> None:
-    # In compiled code there is nothing to look at; there the result says so.
-    if is_at_hand(valid) and not bool(valid):
+    if not is_at_hand(valid):
+        return
+    try:
+        is_valid = bool(ops.convert_to_numpy(valid))
+    except (NotImplementedError, TypeError):
+        # In compiled code there is nothing to look at; the result says so.
+        return
+    if not is_valid:
         values = ops.convert_to_numpy(values)
         raise ValueError(message.format(values.min(), values.max()))

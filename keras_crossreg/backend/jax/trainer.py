@@ -102,6 +102,10 @@ class JaxTrainer(CrossRegTrainer):
     ) -> RegularizationStream:
         return ArrayStream(reg_data, batch_size, position)
 
+    def _whole_batch(self, size: int) -> int:
+        devices = _keras.devices_of_batches()
+        return -(-size // devices) * devices
+
     # ---- State ---------------------------------------------------------------
 
     def stateless_call(
