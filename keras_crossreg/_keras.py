@@ -22,6 +22,9 @@ from keras.src.backend import set_keras_mask
 # A scope within another hides what that one holds, and says nowhere so.
 from keras.src.backend.common.stateless_scope import get_stateless_scope
 
+# Whether shapes alone are asked for.
+from keras.src.backend.common.symbolic_scope import in_symbolic_scope
+
 # `export` asks it for the inputs of a model; so does a model around that one.
 from keras.src.export.export_utils import get_input_signature
 
@@ -94,6 +97,7 @@ __all__ = [
     "inner_optimizer",
     "jax_state_variables",
     "keep_registered_name",
+    "is_at_hand",
     "is_in_a_graph",
     "is_in_cluster",
     "is_keras_layer",
@@ -117,6 +121,7 @@ __all__ = [
     "synced_in_the_end",
     "take_initial_epoch",
     "take_rows",
+    "torch_device",
     "train_validation_split",
     "unscale_loss_for_distribution",
     "variables_of_loss_metrics",
@@ -458,6 +463,28 @@ def distribute_batch(batch: Any) -> Any:
     return _distribute_data(batch)
 
 
+def is_at_hand(tensor: Any) -> bool:
+    """Whether a tensor may hold numbers that can be read with no wait for them.
+
+    PyTorch is given tensors that stand for any, and says so nowhere; and those
+    on an accelerator may not be there yet.
+    """
+    return (
+        not in_symbolic_scope()
+        and getattr(getattr(tensor, "device", None), "type", "cpu") == "cpu"
+    )
+
+
+def torch_device() -> str:
+    """Where Keras on PyTorch makes tensors; "meta" where it sees shapes alone.
+
+    A tensor would have to be made to be asked for its device.
+    """
+    from keras.src.backend.torch.core import get_device
+
+    return str(get_device())
+
+
 def is_in_cluster(strategy: Any) -> bool:
     """Whether a `MultiWorkerMirroredStrategy` has several machines.
 
@@ -472,7 +499,13 @@ def build_metrics(metrics: CompileMetrics, *symbolic: Any) -> None:
     Some create it only when they are updated, which inside a compiled step of
     a strategy is too late.
     """
-    compute_output_spec(metrics.update_state, *symbolic)
+
+    def update(*args: Any) -> Any:
+        metrics.update_state(*args)
+        # PyTorch wants to see a tensor.
+        return keras.ops.zeros(())
+
+    compute_output_spec(update, *symbolic)
 
 
 def inner_optimizer(optimizer: Any) -> Any:

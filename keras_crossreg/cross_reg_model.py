@@ -30,6 +30,8 @@ elif _BACKEND == "tensorflow":
     )
 elif _BACKEND == "jax":
     from keras_crossreg.backend.jax.trainer import JaxTrainer as Trainer
+elif _BACKEND == "torch":
+    from keras_crossreg.backend.torch.trainer import TorchTrainer as Trainer
 
 
 @keras.saving.register_keras_serializable(package="keras_crossreg")

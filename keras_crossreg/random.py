@@ -11,6 +11,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_crossreg import primitives
 from keras_crossreg.primitives import maximum
 from keras_crossreg.primitives import minimum
 from keras_crossreg.primitives import replica_index
@@ -56,13 +57,20 @@ class SeedGenerator(keras.random.SeedGenerator):
     ...         self.seed_generator = kcr.random.SeedGenerator()
     """
 
+    def __init__(
+        self, seed: int | None = None, name: str | None = None, **kwargs: Any
+    ) -> None:
+        with primitives.seed_scope():
+            super().__init__(seed, name, **kwargs)
+
     def next(self, ordered: bool = True) -> Any:
-        seed = super().next(ordered)
-        index = replica_index()
-        if index is None:
-            return seed
-        offset = ops.cast(index, seed.dtype) * _STRIDE
-        return seed + ops.stack([offset, ops.zeros_like(offset)])
+        with primitives.seed_scope():
+            seed = super().next(ordered)
+            index = replica_index()
+            if index is None:
+                return seed
+            offset = ops.cast(index, seed.dtype) * _STRIDE
+            return seed + ops.stack([offset, ops.zeros_like(offset)])
 
 
 @contextlib.contextmanager
@@ -89,7 +97,8 @@ def normal(
 ) -> Any:
     """Standard normal numbers by the Box-Muller transform.
 
-    On a CPU the generator of `keras.random.normal` makes about half as many
+    PyTorch has one of its own that is as fast, and is used there. Elsewhere,
+    on a CPU the generator of `keras.random.normal` makes about half as many
     numbers a second. Two uniform numbers `u, v` give two independent normal
     ones, `sqrt(-2 log u) cos(2 pi v)` and `sqrt(-2 log u) sin(2 pi v)`.
 
@@ -122,6 +131,8 @@ def normal(
     - Box and Muller, 1958, A note on the generation of random normal deviates.
     """
     wide = "float64" if dtype == "float64" else "float32"
+    if primitives.normal is not None:
+        return ops.cast(primitives.normal(shape, seed, wide), dtype)
     size = math.prod(shape[1:])
     if num_samples is None:
         num_samples = reuse = 1

@@ -13,7 +13,7 @@ A new backend `<name>` takes
 from __future__ import annotations
 
 #: Backends that models train on, and what they call themselves.
-BACKENDS = {"tensorflow": "TensorFlow", "jax": "JAX"}
+BACKENDS = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}
 
 
 def _trains_on(backend: str) -> str:

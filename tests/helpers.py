@@ -10,12 +10,28 @@ import keras_crossreg as kcr
 from keras_crossreg import primitives
 
 ROWS = 24
+
+# PyTorch has no XLA, would take minutes to compile a step itself, and has one
+# step in each execution.
+IS_TORCH = keras.backend.backend() == "torch"
+JIT = dict(run_eagerly=False, jit_compile=not IS_TORCH)
 # Keras's `TensorBoard` and layers of strings take TensorFlow on any backend.
 HAS_TENSORFLOW = importlib.util.find_spec("tensorflow") is not None
 NEEDS_TENSORFLOW = pytest.mark.skipif(
     not HAS_TENSORFLOW, reason="Keras needs TensorFlow for it"
 )
 EAGER = keras.backend.backend() != "jax"
+
+
+def executions_of(steps):
+    """The argument of `compile` for so many steps in each execution."""
+    return {} if IS_TORCH else dict(steps_per_execution=steps)
+
+
+def needs_executions_of(steps):
+    """Skips a test that is about several steps in an execution."""
+    if steps > 1 and IS_TORCH:
+        pytest.skip("Keras refuses `steps_per_execution` on PyTorch")
 
 
 def make_data(rows=ROWS, seed=0):

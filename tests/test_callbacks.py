@@ -12,6 +12,7 @@ from helpers import compile_model
 from helpers import fit
 from helpers import make_data
 from helpers import make_model
+from helpers import needs_executions_of
 from helpers import values
 from tensorboard.backend.event_processing import event_file_loader
 from tensorboard.util import tensor_util
@@ -114,6 +115,7 @@ def plain_events(steps_per_execution):
     "steps_per_execution", [1, pytest.param(2, marks=pytest.mark.slow)]
 )
 def test_events_and_batch_logs(steps_per_execution):
+    needs_executions_of(steps_per_execution)
     plain = plain_events(steps_per_execution)
     settings = dict(
         metrics=["accuracy"], steps_per_execution=steps_per_execution

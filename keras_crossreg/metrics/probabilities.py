@@ -8,6 +8,7 @@ import keras
 from keras import ops
 
 from keras_crossreg._keras import get_keras_mask
+from keras_crossreg._keras import is_at_hand
 
 # How far probabilities may be from a sum of one, and from [0, 1]: the first
 # for sixteen bits and for rounded numbers, the second for rounding alone.
@@ -129,6 +130,8 @@ def _are_probabilities(p: Any) -> Any:
 
 
 def _raise_unless(valid: Any, message: str, values: Any) -> None:
+    if not is_at_hand(valid):
+        return
     try:
         is_valid = bool(ops.convert_to_numpy(valid))
     except (NotImplementedError, TypeError):

@@ -57,6 +57,16 @@ def replica_index() -> Any:
     return context.replica_id_in_sync_group
 
 
+def on_device_of(tensor: Any) -> contextlib.AbstractContextManager[Any]:
+    """Nothing: TensorFlow leaves tensors where they are."""
+    return contextlib.nullcontext()
+
+
+def seed_scope() -> contextlib.AbstractContextManager[Any]:
+    """Nothing: seeds are where everything is."""
+    return contextlib.nullcontext()
+
+
 # ---- Numbers -----------------------------------------------------------------
 
 
@@ -72,6 +82,10 @@ def uniform(
     # Keras, too, makes seeds of 32 bits: those of 64 do not compile.
     key = tf.cast(tf.math.floormod(seed.next(), tf.int32.max - 1), "int32")
     return tf.random.stateless_uniform(shape, key, dtype=dtype, alg="philox")
+
+
+#: What makes normal numbers as fast as uniform ones; there is none.
+normal: Callable[..., Any] | None = None
 
 
 def rows(x: Any, start: int, size: Any) -> Any:

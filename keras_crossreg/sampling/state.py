@@ -19,6 +19,7 @@ from keras import ops
 
 from keras_crossreg._keras import NestedScope
 from keras_crossreg._keras import all_layers
+from keras_crossreg.primitives import on_device_of
 
 # The name of the state of every `keras.random.SeedGenerator`.
 _SEED = "seed_generator_state"
@@ -69,12 +70,19 @@ def reset_states(model: keras.Model) -> None:
 @contextlib.contextmanager
 def kept(variables: Sequence[keras.Variable]) -> Iterator[None]:
     """Leaves variables as they were."""
-    before = [ops.copy(v.value) for v in variables]
+    before = [_copy(v) for v in variables]
     try:
         yield
     finally:
         for variable, value in zip(variables, before, strict=True):
-            variable.assign(value)
+            with on_device_of(value):
+                variable.assign(value)
+
+
+def _copy(variable: keras.Variable) -> Any:
+    value = variable.value
+    with on_device_of(value):
+        return ops.copy(value)
 
 
 class SampleRuns:
@@ -94,7 +102,9 @@ class SampleRuns:
         self.variables = variables
         self.states = [
             keras.Variable(
-                ops.repeat(ops.expand_dims(v, 0), num_samples, axis=0),
+                ops.copy(
+                    ops.repeat(ops.expand_dims(v, 0), num_samples, axis=0)
+                ),
                 trainable=False,
                 dtype=v.dtype,
                 name="states_of_samples",

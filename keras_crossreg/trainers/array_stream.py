@@ -7,6 +7,7 @@ from collections.abc import Generator
 from typing import Any
 
 import numpy as np
+from keras import ops
 from keras import tree
 
 from keras_crossreg._keras import batches_of
@@ -22,7 +23,7 @@ class ArrayStream(RegularizationStream):
     """Regularization batches in the order of NumPy's random numbers."""
 
     def _make_arrays(self, structure: Any) -> RegularizationArrays:
-        return _Arrays(structure)
+        return Arrays(structure)
 
     def _shuffled(
         self, arrays: RegularizationArrays, position: int
@@ -64,7 +65,9 @@ class ArrayStream(RegularizationStream):
         return int(batch_rows(batch)), batch
 
 
-class _Arrays(RegularizationArrays):
+class Arrays(RegularizationArrays):
+    """Arrays of any kind that `fit` takes, cut by Keras's own means."""
+
     def __init__(self, structure: Any) -> None:
         self._structure = tree.lists_to_tuples(structure)
         self.size = num_rows(structure)
@@ -73,10 +76,13 @@ class _Arrays(RegularizationArrays):
     def take(self, rows: Any) -> Any:
         rows = np.asarray(rows, "int64")
         flat = [
-            None if column is None else take_rows(column, rows)
-            for column in self._columns
+            None if column is None else self._take_one(place, rows)
+            for place, column in enumerate(self._columns)
         ]
         return tree.pack_sequence_as(self._structure, flat)
+
+    def _take_one(self, place: int, rows: np.ndarray) -> Any:
+        return take_rows(self._columns[place], rows)
 
     def not_finite(self) -> list[int]:
         finite = np.ones(self.size, "bool")
@@ -91,7 +97,7 @@ class _Arrays(RegularizationArrays):
             part = take_rows(column, rows)
             if not hasattr(part, "__array__"):
                 continue
-            values: np.ndarray = np.asarray(part)
+            values: np.ndarray = ops.convert_to_numpy(part)
             if values.dtype.kind == "f":
                 sums = values.reshape(len(rows), -1).sum(axis=1)
                 finite[rows] &= np.isfinite(sums)
