@@ -11,8 +11,11 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_crossreg import primitives
 from keras_crossreg.noise_source import NoiseRefused
 from keras_crossreg.noise_source import NoiseSource
+from keras_crossreg.primitives import maximum
+from keras_crossreg.primitives import minimum
 from keras_crossreg.primitives import replica_index
 from keras_crossreg.primitives import uniform as draw_uniform
 
@@ -57,15 +60,22 @@ class SeedGenerator(keras.random.SeedGenerator):
     ...         self.seed_generator = kcr.random.SeedGenerator()
     """
 
+    def __init__(
+        self, seed: int | None = None, name: str | None = None, **kwargs: Any
+    ) -> None:
+        with primitives.seed_scope():
+            super().__init__(seed, name, **kwargs)
+
     def next(self, ordered: bool = True) -> Any:
         if _PASS.source is not None:
             _PASS.source.refuse_seed(self)
-        seed = super().next(ordered)
-        index = replica_index()
-        if index is None:
-            return seed
-        offset = ops.cast(index, seed.dtype) * _STRIDE
-        return seed + ops.stack([offset, ops.zeros_like(offset)])
+        with primitives.seed_scope():
+            seed = super().next(ordered)
+            index = replica_index()
+            if index is None:
+                return seed
+            offset = ops.cast(index, seed.dtype) * _STRIDE
+            return seed + ops.stack([offset, ops.zeros_like(offset)])
 
 
 @contextlib.contextmanager
@@ -134,7 +144,8 @@ def normal(
 ) -> Any:
     """Standard normal numbers by the Box-Muller transform.
 
-    On a CPU the generator of `keras.random.normal` makes about half as many
+    PyTorch has one of its own that is as fast, and is used there. Elsewhere,
+    on a CPU the generator of `keras.random.normal` makes about half as many
     numbers a second. Two uniform numbers `u, v` give two independent normal
     ones, `sqrt(-2 log u) cos(2 pi v)` and `sqrt(-2 log u) sin(2 pi v)`.
 
@@ -171,6 +182,8 @@ def normal(
             "normal", shape, seed, dtype, _PASS.num_samples or 1
         )
     wide = "float64" if dtype == "float64" else "float32"
+    if primitives.normal is not None:
+        return ops.cast(primitives.normal(shape, seed, wide), dtype)
     size = math.prod(shape[1:])
     if num_samples is None:
         num_samples = reuse = 1
@@ -178,10 +191,10 @@ def normal(
     # Each row makes two rows of numbers: one of cosines, one of sines.
     rows = _ceil_div(examples, 2)
     if reuse > 1:
-        of_a_row = ops.maximum(2 * size * num_samples, 1)
+        of_a_row = maximum(2 * size * num_samples, 1)
         least = _ceil_div(_FEWEST, of_a_row)
-        of_a_block = ops.maximum(_ceil_div(rows, reuse), least)
-        rows = ops.minimum(rows, of_a_block)
+        of_a_block = maximum(_ceil_div(rows, reuse), least)
+        rows = minimum(rows, of_a_block)
     u = uniform((2, num_samples, rows * size), seed, wide)
     # `uniform` may be 0 but never 1.
     radius = ops.sqrt(-2.0 * ops.log1p(-u[0]))

@@ -189,7 +189,9 @@ def read_rho(variable: keras.Variable) -> keras.Variable:
 
 def assign_rho(variable: keras.Variable, stored: Any) -> None:
     """Sets a rho, as it is stored, and its source."""
-    variable.assign(stored)
+    # Of another variable it would be the same array, which a backend may give
+    # away in the next step of either.
+    variable.assign(ops.copy(ops.convert_to_tensor(stored)))
     source = rho_info(variable).source
     if source is not None:
         source.write_far()

@@ -54,6 +54,11 @@ class RhoModel(SampledModel):
         return [v for v in super().trainable_weights if not is_rho(v)]
 
     @property
+    def non_trainable_variables(self) -> list[keras.Variable]:
+        trainable = {id(v) for v in self.trainable_variables}
+        return [v for v in self.variables if id(v) not in trainable]
+
+    @property
     def theta_variables(self) -> list[keras.Variable]:
         """Every trainable weight that is not rho."""
         return self.trainable_variables

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from helpers import compile_model
 from helpers import make_model
+from helpers import needs_executions_of
 from keras import ops
 
 import keras_crossreg as kcr
@@ -318,6 +319,7 @@ def test_a_subclassed_model_that_was_never_fitted(call, run_eagerly, tmp_path):
 
 @WARNS
 def test_a_subclassed_model_with_steps_per_execution_is_looked_at_once():
+    needs_executions_of(2)
     model = CenteredNet()
     model(X)
     # Eagerly it is the same, and quicker.

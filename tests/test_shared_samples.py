@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from helpers import JIT
 from helpers import Rows
 from helpers import compile_model
 from helpers import make_data
@@ -16,7 +17,6 @@ K = 4
 
 EAGER = dict(run_eagerly=True)
 GRAPH = dict(run_eagerly=False, jit_compile=False)
-JIT = dict(run_eagerly=False, jit_compile=True)
 
 
 class Tiled(kcr.CrossRegModel):

@@ -8,6 +8,7 @@ import keras
 from keras import ops
 
 from keras_crossreg._keras import get_keras_mask
+from keras_crossreg._keras import is_at_hand
 
 # How far probabilities may be from a sum of one, and from [0, 1]: the first
 # for sixteen bits and for rounded numbers, the second for rounding alone.
@@ -129,8 +130,13 @@ def _are_probabilities(p: Any) -> Any:
 
 
 def _raise_unless(valid: Any, message: str, values: Any) -> None:
-    # In compiled code there is nothing to look at, and tensors have no such
-    # method; there the result says so.
-    if hasattr(valid, "numpy") and not bool(valid):
+    if not is_at_hand(valid):
+        return
+    try:
+        is_valid = bool(ops.convert_to_numpy(valid))
+    except (NotImplementedError, TypeError):
+        # In compiled code there is nothing to look at; the result says so.
+        return
+    if not is_valid:
         values = ops.convert_to_numpy(values)
         raise ValueError(message.format(values.min(), values.max()))

@@ -40,6 +40,10 @@ class Preparation(Alternation):
         """The regularization batches, from this one on."""
         raise NotImplementedError
 
+    def _whole_batch(self, size: int) -> int:
+        """The next size of batches that divides over devices; of a backend."""
+        return size
+
     def _prepare(
         self,
         state: FitState,
@@ -116,6 +120,8 @@ class Preparation(Alternation):
         wanted = reg_batch_size
         if wanted is None and batch_size is not None:
             wanted = max(work.reg_batch_size(batch_size), self._num_replicas)
+        if wanted is not None:
+            wanted = self._whole_batch(wanted)
         stream = self._make_stream(
             reg_data,
             wanted,
@@ -127,6 +133,7 @@ class Preparation(Alternation):
                 wanted = work.smaller_batch_size(
                     stream.batch_size, batch_size or stream.batch_size
                 )
+                wanted = wanted and self._whole_batch(wanted)
             if wanted is not None and self._num_replicas == 1:
                 stream.split(wanted)
         schedule.has_enough = reg_batch_size is None and (

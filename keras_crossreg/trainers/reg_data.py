@@ -14,9 +14,11 @@ from keras import tree
 
 from keras_crossreg import primitives
 from keras_crossreg._keras import array_inputs
+from keras_crossreg._keras import batches_of
 from keras_crossreg._keras import can_convert_arrays
 from keras_crossreg._keras import convert_to_sliceable
 from keras_crossreg._keras import get_data_adapter
+from keras_crossreg._keras import take_rows
 from keras_crossreg._keras import train_validation_split
 from keras_crossreg.trainers.data_checks import check_reg_weight
 
@@ -153,7 +155,7 @@ def peek(x: Any, y: Any, sample_weight: Any) -> tuple[Any, Any]:
         return symbolic(first), (b for b in itertools.chain([first], x))
     # `get_data_adapter` refuses what Keras does not know.
     adapter = get_data_adapter(x, y, sample_weight)
-    batches = adapter.get_tf_dataset() if adapter is x else x
+    batches = batches_of(adapter) if adapter is x else x
     return symbolic(next(iter(batches), None)), x
 
 
@@ -316,6 +318,9 @@ def as_tensor(array: Any) -> Any:
     # Keras packs a sparse tensor with what it takes to slice it.
     if hasattr(converted, "ragged_indices"):
         return converted.sparse
+    # Other backends than TensorFlow slice arrays before they convert them.
+    if hasattr(converted, "convert_to_numpy"):
+        converted = take_rows(converted, slice(None))
     return ops.convert_to_tensor(converted)
 
 

@@ -231,7 +231,7 @@ class RegularizationLoss(RhoModel):
         values = {id(v): (v, v.value) for v in self.theta_variables}
         for s in self._level_sets:
             values[id(s.weight)] = s.weight, s.moved()
-        with keras.StatelessScope(list(values.values()), collect_losses=True):
+        with _keras.NestedScope(list(values.values()), collect_losses=True):
             y_pred = self(x, training=True, sampling=True)
             return _keras.compute_loss(self, x, y, y_pred, sample_weight)
 
