@@ -48,10 +48,10 @@ class RhoLayer(keras.layers.Layer):
     ...         if not (training or sampling):
     ...             return inputs
     ...         width = self.rho_value(self.rho, sampling)
-    ...         noise = keras.random.uniform(
-    ...             ops.shape(inputs), -1.0, 1.0, seed=self.seed_generator
+    ...         u = kcr.random.uniform(
+    ...             ops.shape(inputs), self.seed_generator
     ...         )
-    ...         return inputs + ops.cast(width * noise, inputs.dtype)
+    ...         return inputs + ops.cast(width * (2 * u - 1), inputs.dtype)
     """
 
     #: Whether a sampling pass through the layer draws noise.
