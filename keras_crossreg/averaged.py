@@ -20,11 +20,12 @@ def averaged(
     that is not compiled has no loss: its outputs are averaged as they are.
 
     With `noise="random"`, the noise is drawn from the state in which training
-    left the seeds, and the state is put back. So a request that is repeated gets the same answer,
-    on every server, and `model` trains on as if it had not predicted. The
-    noise of an example depends on its place in the batch and on the size of
-    the batch. The error of `num_samples` samples is that of noise drawn anew;
-    only, to repeat a request does not average it out. Calls at the same
+    left the seeds, and the state is put back. So a request that is repeated
+    gets the same answer, on every server, and `model` trains on as if it had
+    not predicted. The noise of an example depends on its place in the batch
+    and on the size of the batch. The error of `num_samples` samples is that
+    of noise drawn anew; only, to repeat a request does not average it out.
+    Calls at the same
     moment may disturb each other's seeds: they get other noise of the same
     kind.
 
