@@ -211,8 +211,7 @@ def test_inputs_of_layers(name, dtype):
 
 REGULARIZERS = {
     ("LearnedSmoothness", "order"): no_integers(1) | st.none(),
-    ("LearnedGroupL1", "axis"): WORDS
-    | st.sampled_from([None, 1.5, [], ["a"], {}]),
+    ("LearnedGroupL1", "axis"): WORDS | st.sampled_from([None, 1.5, ["a"], {}]),
 }
 
 

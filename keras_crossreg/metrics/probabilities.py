@@ -121,7 +121,8 @@ def standardize(
 
 def _check_numbers(name: str, **values: Any) -> None:
     for argument, value in values.items():
-        dtype = str(getattr(value, "dtype", np.asarray(value).dtype))
+        dtype = getattr(value, "dtype", None)
+        dtype = str(np.asarray(value).dtype if dtype is None else dtype)
         if any(kind in dtype for kind in ("U", "S", "O", "string", "object")):
             raise ValueError(
                 f"`{name}` expects numbers. Received: {argument} of dtype "

@@ -54,7 +54,7 @@ class LearnedGroupL1(LearnedRegularizer):
     def __init__(self, axis: int | tuple[int, ...]) -> None:
         self.axis = tuple(axis) if isinstance(axis, (list, tuple)) else axis
         axes = self.axis if isinstance(self.axis, tuple) else (self.axis,)
-        if not axes or not all(isinstance(a, numbers.Integral) for a in axes):
+        if not all(isinstance(a, numbers.Integral) for a in axes):
             raise ValueError(
                 "`axis` must be an integer or a tuple of integers. "
                 f"Received: axis={axis}"

@@ -27,6 +27,9 @@ def _check_weights_count(sample_weight: Any) -> None:
     if any(w.dtype.kind not in "biuf" or not w.size for w in arrays):
         # Keras says what it takes.
         return
+    if any(np.isnan(w).any() for w in arrays):
+        # The loss that they make says more.
+        return
     some = not arrays or any((w != 0).any() for w in arrays)
     if not some or any((w < 0).any() for w in arrays):
         least = min(w.min() for w in arrays)

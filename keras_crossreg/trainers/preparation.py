@@ -79,7 +79,8 @@ class Preparation(Alternation):
             if self._check_reg_batch(like, state.stream.first_batch):
                 self._check_finite(*state.stream.not_finite())
                 rows = extreme_labels(reg_data)
-                if rows is not None and fixed is None:
+                alone = fixed is None and not self._seen.apart
+                if rows is not None and alone:
                     self._check_values(data_lib.one_batch(rows))
                 state.clear_logs(self._reg_metrics.results())
             if not self.rho_variables:
