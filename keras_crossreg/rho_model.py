@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections.abc
 import dataclasses
 from typing import Any
 
@@ -155,6 +156,11 @@ class RhoModel(SampledModel):
                 negative, or of a shape that does not fit.
         """
         rho = rho_by_key(self)
+        if not isinstance(values, collections.abc.Mapping):
+            raise ValueError(
+                "`set_rho` expects a dict of values by path, as `get_rho()` "
+                f"returns it. Received: values={values}"
+            )
         for path in values:
             if path not in rho:
                 raise ValueError(

@@ -128,7 +128,9 @@ class LearnedAugmentation(RhoLayer):
                 f"Received: fill_mode={fill_mode}"
             )
         self.fill_mode = fill_mode
-        self.data_format = data_format or keras.config.image_data_format()
+        if data_format is None:
+            data_format = keras.config.image_data_format()
+        self.data_format = data_format
         if self.data_format not in DATA_FORMATS:
             raise ValueError(
                 f"`data_format` must be one of {DATA_FORMATS}. "

@@ -15,6 +15,7 @@ from keras_crossreg.trainers.alternation import Alternation
 from keras_crossreg.trainers.data_checks import check_not_complex
 from keras_crossreg.trainers.data_checks import check_reg_weight
 from keras_crossreg.trainers.data_checks import check_sample_weight
+from keras_crossreg.trainers.data_checks import extreme_labels
 from keras_crossreg.trainers.fit_state import FitState
 from keras_crossreg.trainers.fit_warnings import RhoWatch
 from keras_crossreg.trainers.fit_warnings import warn_of_held_rho
@@ -81,6 +82,10 @@ class Preparation(Alternation):
             )
             if self._check_reg_batch(like, state.stream.first_batch):
                 self._check_finite(*state.stream.not_finite())
+                rows = extreme_labels(reg_data)
+                alone = fixed is None and not self._seen.apart
+                if rows is not None and alone:
+                    self._check_values(data_lib.one_batch(rows))
                 state.clear_logs(self._reg_metrics.results())
             if not self.rho_variables:
                 state.end_stream()

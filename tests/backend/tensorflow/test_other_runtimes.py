@@ -273,3 +273,16 @@ def test_missing_packages_name_the_extra(tmp_path, monkeypatch):
     match = r"needs onnx and tf2onnx.*keras-crossreg\[export\].*format=onnx$"
     with pytest.raises(ImportError, match=match):
         averaged.export(tmp_path / "model.onnx", format="onnx")
+
+
+@pytest.mark.slow
+def test_noise_of_the_runtime_in_sequences_of_any_length(format, tmp_path):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((None, 2))
+    layer = kcr.layers.GaussianNoiseScale(0.5)
+    averaged = kcr.averaged(kcr.CrossRegModel(inputs, layer(inputs)), 4)
+    x = np.ones((50, 200, 2), "float32")
+    [[long], [short]] = served(averaged, format, tmp_path, [x], [x[:, :3]])
+    assert short.shape == (50, 3, 2)
+    # Of 20,000 numbers; we allow 6 standard errors of .5 %.
+    assert long.std() == pytest.approx(0.25, rel=0.03)
