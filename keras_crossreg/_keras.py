@@ -74,6 +74,7 @@ __all__ = [
     "NestedScope",
     "all_layers",
     "array_inputs",
+    "attributes_of",
     "averages_of",
     "batches_of",
     "build_metrics",
@@ -259,6 +260,15 @@ def keep_registered_name(cls: type, parent: type) -> None:
     """Makes `cls` save under the name that `parent` is registered with."""
     if parent in GLOBAL_CUSTOM_NAMES:
         GLOBAL_CUSTOM_NAMES[cls] = GLOBAL_CUSTOM_NAMES[parent]
+
+
+def attributes_of(layer: Any) -> dict[str, Any]:
+    """What was assigned to a layer, by name, and what Keras keeps there.
+
+    PyTorch has modules in a dict of their own, of which its public methods
+    list each module once, under one of its names.
+    """
+    return {**vars(layer), **getattr(layer, "_modules", {})}
 
 
 def array_inputs(adapter: Any) -> Any:

@@ -260,7 +260,7 @@ def test_noise_behind_a_gain_is_noise_before_it():
 
     rng = np.random.default_rng(0)
     data = rng.normal(size=(6, 3, 2)).astype("float32")
-    weights = rng.normal(size=(6, 3, 2))
+    weights = ops.convert_to_tensor(rng.normal(size=(6, 3, 2)), "float32")
     found = []
     for m in (noisy, by_hand):
         y = arrays(m(data, training=True))

@@ -241,7 +241,8 @@ class Called(keras.layers.Layer):
         self.rows = []
 
     def call(self, inputs):
-        if inputs.shape[0] is not None:
+        # Keras on PyTorch calls it with so many to see shapes.
+        if inputs.shape[0] not in (None, 83, 89):
             self.rows.append(inputs.shape[0])
         return 2 * inputs
 
@@ -357,7 +358,7 @@ def test_what_needs_no_probe():
     "layer",
     [
         Penalty(),
-        keras.layers.Lambda(lambda x: x[::-1]),
+        keras.layers.Lambda(lambda x: x[::-1], lambda shape: shape),
         lambda x: ops.matmul(x, ops.transpose(x)),
     ],
 )
