@@ -6,6 +6,8 @@ fails when Keras changes any of them.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -106,6 +108,7 @@ __all__ = [
     "mark_synced",
     "optimized_variables",
     "producing_node",
+    "read_state",
     "receive_sampling",
     "replace_tracked",
     "set_keras_mask",
@@ -116,6 +119,7 @@ __all__ = [
     "store_value",
     "stored_value",
     "slice_tensorflow_sparse_wrapper",
+    "synced_in_the_end",
     "take_initial_epoch",
     "take_rows",
     "torch_device",
@@ -420,6 +424,31 @@ def jax_state_variables(model: Any) -> list[list[keras.Variable]]:
         model.optimizer.variables,
         model.metrics_variables,
     ]
+
+
+def read_state(model: Any, size: int) -> Any:
+    """The first so many lists of values of the state of a model, on JAX.
+
+    As Keras's `evaluate` (three) and `predict` (two) take it.
+    """
+    return model._get_jax_state(
+        trainable_variables=True,
+        non_trainable_variables=True,
+        metrics_variables=size > 2,
+    )
+
+
+@contextlib.contextmanager
+def synced_in_the_end(model: Any) -> Iterator[None]:
+    """Makes variables on JAX hold the newest state if something is raised.
+
+    Keras would do so later, over what they were set to by then.
+    """
+    try:
+        yield
+    except BaseException:
+        model.jax_state_sync()
+        raise
 
 
 def mark_synced(model: Any) -> None:

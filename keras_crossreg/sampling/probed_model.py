@@ -207,6 +207,12 @@ class ProbedModel(keras.Model):
         return list(self._seen.moving)
 
     @property
+    def states_of_samples(self) -> list[keras.Variable]:
+        """The states of the samples of predictions, as far as there are any."""
+        runs = self._known.runs.values()
+        return [v for of_samples in runs for v in of_samples.states]
+
+    @property
     def moving_states(self) -> list[keras.Variable]:
         """What passes in inference mode move, but metrics."""
         metrics = {id(v) for v in self.metrics_variables}

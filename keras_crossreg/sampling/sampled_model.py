@@ -312,10 +312,15 @@ class SampledModel(ProbedModel):
         samples = samplers[num_samples].predict(x, batch_size, verbose, steps)
         return tree.map_structure(lambda y: y.swapaxes(0, 1), samples)
 
-    def _make_sampler(self, num_samples: int) -> _Sampler:
+    @property
+    def _sampler_class(self) -> type[Sampler]:
+        """What `predict_samples` predicts with; of a backend."""
+        return Sampler
+
+    def _make_sampler(self, num_samples: int) -> Sampler:
         self._look_for_predictions()
         with self._creation_scope():
-            sampler = _Sampler(self, num_samples)
+            sampler = self._sampler_class(self, num_samples)
         sampler.compile(
             run_eagerly=self.run_eagerly,
             steps_per_execution=self.steps_per_execution,
@@ -324,7 +329,7 @@ class SampledModel(ProbedModel):
         return sampler
 
 
-class _Sampler(keras.Model):
+class Sampler(keras.Model):
     """Predicts the samples that another model averages.
 
     A model of its own, with a predict function of its own: what one thread
@@ -334,7 +339,7 @@ class _Sampler(keras.Model):
     def __init__(self, model: SampledModel, num_samples: int) -> None:
         super().__init__()
         # Keras would count its weights, and their losses, twice.
-        self._of = lambda: model
+        self.of = lambda: model
         self.num_samples = num_samples
         self.built = True
 
@@ -342,12 +347,12 @@ class _Sampler(keras.Model):
 
     @property
     def trainable_variables(self) -> list[keras.Variable]:
-        found: list[keras.Variable] = self._of().trainable_variables
+        found: list[keras.Variable] = self.of().trainable_variables
         return found
 
     @property
     def non_trainable_variables(self) -> list[keras.Variable]:
-        found: list[keras.Variable] = self._of().non_trainable_variables
+        found: list[keras.Variable] = self.of().non_trainable_variables
         return found
 
     def make_predict_function(self, force: bool = False) -> Any:
@@ -358,14 +363,14 @@ class _Sampler(keras.Model):
 
             def look_and_predict(*args: Any) -> Any:
                 batches, args = batches_in(args, self.steps_per_execution)
-                self._of().look_at_batch(batches[0], self.num_samples)
+                self.of().look_at_batch(batches[0], self.num_samples)
                 return predict(*args)
 
             self.predict_function: Callable[[Any], Any] = look_and_predict
         return self.predict_function
 
     def predict_step(self, *args: Any) -> Any:
-        model = self._of()
+        model = self.of()
         with sampled_calls(model, self.num_samples, _examples_first):
             return model.predict_step(*args)
 

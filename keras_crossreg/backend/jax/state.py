@@ -11,7 +11,6 @@ from typing import Any
 import keras
 
 from keras_crossreg._keras import jax_state_variables
-from keras_crossreg._keras import mark_synced
 from keras_crossreg._keras import store_value
 from keras_crossreg._keras import stored_value
 
@@ -24,10 +23,13 @@ class HeldState:
 
     Attributes:
         is_noting: Whether steps that are made now are those of `fit`.
+        is_newest: Whether the variables hold the newest state: while steps
+            are taken, and not while Keras keeps one of `evaluate`.
     """
 
     def __init__(self) -> None:
         self.is_noting = False
+        self.is_newest = False
         self._variables: list[list[keras.Variable]] = []
         # The state that came back last, while variables do not hold it yet.
         self._noted: list[Any] = []
@@ -54,13 +56,12 @@ class HeldState:
         if state is not self._last or not self._variables:
             # Keras has read it from the variables anew.
             self._variables = jax_state_variables(model)
+        self.is_newest = True
         try:
             yield
         except BaseException:
             if self._noted:
                 self.write(self._noted[-1][1])
-            # Otherwise Keras would write the state of the step before.
-            mark_synced(model)
             raise
 
     def write(self, state: Any) -> None:

@@ -10,14 +10,17 @@ import keras
 
 from keras_crossreg import _keras
 from keras_crossreg.backend.jax.compiled_step import CompiledStep
+from keras_crossreg.backend.jax.predictions import JaxSampler
+from keras_crossreg.backend.jax.predictions import WholePredictions
 from keras_crossreg.backend.jax.state import HeldState
 from keras_crossreg.primitives.jax import finding_unreached
+from keras_crossreg.sampling.sampled_model import Sampler
 from keras_crossreg.trainers.array_stream import ArrayStream
 from keras_crossreg.trainers.reg_stream import RegularizationStream
 from keras_crossreg.trainers.trainer import CrossRegTrainer
 
 
-class JaxTrainer(CrossRegTrainer):
+class JaxTrainer(WholePredictions, CrossRegTrainer):
     """The training half of `CrossRegModel`, on JAX.
 
     Keras's own step of theta takes the state of the model, gives it away and
@@ -57,11 +60,10 @@ class JaxTrainer(CrossRegTrainer):
 
         self.train_function = alternate
 
-    def _make_function(self, step_function: Any, **kwargs: Any) -> Any:
-        # Keras makes every step by this function, from what it compiled.
+    def _prepared(self, step_function: Any) -> Any:
         if self._held.is_noting:
-            step_function = self._held.noting(step_function)
-        return super()._make_function(step_function, **kwargs)
+            return self._held.noting(step_function)
+        return super()._prepared(step_function)
 
     def _compiled(self, step: Callable[..., Any]) -> Callable[[Any], Any]:
         """A step on a tuple of batches, as Keras compiles its own."""
@@ -133,10 +135,48 @@ class JaxTrainer(CrossRegTrainer):
         moved = [scope.get_current_value(v) for v in variables[1]]
         return (outputs, moved, losses) if return_losses else (outputs, moved)
 
-    def _purge_model_variables(self, **kwargs: Any) -> None:
-        # Without values they could not be read before the first step is made.
-        # What a step is given is given away all the same.
-        pass
+    def jax_state_sync(self) -> None:
+        """Makes the variables hold the newest state.
+
+        Where they do, Keras would write that of the step before, if something
+        is raised before it has taken the next one.
+        """
+        if self._held.is_newest:
+            _keras.mark_synced(self)
+        else:
+            super().jax_state_sync()
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        self._held.is_newest = False
+        return super().evaluate(*args, **kwargs)
+
+    def test_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+        self._held.is_newest = False
+        return super().test_on_batch(*args, **kwargs)
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        self._held.is_newest = False
+        return super().predict(*args, **kwargs)
+
+    def predict_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+        self._held.is_newest = False
+        return super().predict_on_batch(*args, **kwargs)
+
+    @property
+    def non_trainable_variables(self) -> list[keras.Variable]:
+        """Every variable that no optimizer of theta moves."""
+        found: list[keras.Variable] = super().non_trainable_variables
+        known = {id(v) for v in found}
+        # What passes move is a state that every step is given.
+        return [
+            *found,
+            *(v for v in self.moving_states if id(v) not in known),
+            *self.states_of_samples,
+        ]
+
+    @property
+    def _sampler_class(self) -> type[Sampler]:
+        return JaxSampler
 
     # ---- Traces --------------------------------------------------------------
 
