@@ -266,7 +266,7 @@ def test_noise_behind_a_gain_is_noise_before_it():
         y = arrays(m(data, training=True))
         # Of a second pass, whose noise is the same in both models too.
         of_theta = gradients(
-            lambda m=m: weights * m(data, training=True) ** 2,
+            lambda m=m: ops.multiply(weights, m(data, training=True) ** 2),
             m.trainable_variables,
         )
         found.append([y, *of_theta])

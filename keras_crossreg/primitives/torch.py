@@ -110,6 +110,23 @@ def _draw(
     return draw(tuple(shape), generator=generator, device=device, **options)
 
 
+@contextlib.contextmanager
+def kept_generators() -> Iterator[None]:
+    """Leaves PyTorch's own generators, those that all share, as they were."""
+    if torch.compiler.is_compiling():
+        # Of compiled code they are no part.
+        yield
+        return
+    device = torch.device(torch_device())
+    if device.type in ("cpu", "meta"):
+        scope = torch.random.fork_rng([])
+    else:
+        index = device.index or 0
+        scope = torch.random.fork_rng([index], device_type=device.type)
+    with scope:
+        yield
+
+
 def _mixed(*numbers: int) -> int:
     """63 bits made of integers, any of which changes them all.
 

@@ -1,8 +1,7 @@
 """Lets NumPy read every tensor of PyTorch, as it reads those of others.
 
 PyTorch refuses where a tensor asks for a gradient, as all that a model returns
-outside of `fit` and `predict` does. The library itself never leaves it to
-NumPy: `test_numpy_reads_no_tensor_in_the_library`.
+outside of `fit` and `predict` does.
 """
 
 import functools
