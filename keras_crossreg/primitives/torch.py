@@ -288,6 +288,7 @@ def second_order(
             materialize_grads=True,
         )
     pairs = [(i, g) for i, g in enumerate(gradients) if g.requires_grad]
+    _check_twice([g for _, g in pairs])
 
     def product_with(sources: Tensors) -> Callable[[Tensors], Tensors]:
         def product(vectors: Tensors) -> Tensors:
@@ -380,6 +381,27 @@ def _gradients(outputs: Tensors, upstream: Tensors, inputs: Any) -> Tensors:
         for place, g in zip(places, gradients, strict=True):
             found[place] = g
     return found
+
+
+def _check_twice(gradients: Tensors) -> None:
+    """Raises where PyTorch would leave a part of the derivative out.
+
+    `once_differentiable` puts an error in the place of the gradient of an
+    operation, which is raised by nothing that leads on to no variable.
+    """
+    seen: set[Any] = set()
+    stack = [g.grad_fn for g in gradients]
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if "Error" in node.name():
+            raise NotDifferentiableTwice(
+                "PyTorch cannot: an operation is marked with "
+                "`once_differentiable`"
+            )
+        stack.extend(following for following, _ in node.next_functions)
 
 
 @contextlib.contextmanager

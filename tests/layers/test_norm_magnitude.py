@@ -501,7 +501,7 @@ def test_losses_survive():
     model.compile("sgd", "mse")
     y = ops.convert_to_numpy(plain(x))
     loss = model.evaluate(x, y, verbose=0)
-    assert loss == pytest.approx(float(sum(plain.losses)), rel=1e-4)
+    assert loss == pytest.approx(array(sum(plain.losses)), rel=1e-4)
 
 
 @pytest.mark.parametrize("axis, expected", [(None, 1.0), (-1, 4.0)])

@@ -48,6 +48,7 @@ def test_every_form_with_every_other(form, reg_form):
         x,
         **arguments,
         epochs=2,
+        shuffle=False,
         reg_data=reg,
         validation_data=x if y is None else (x, y),
         verbose=0,
@@ -68,6 +69,7 @@ def test_loaders_and_arrays_give_the_same_numbers():
             **arguments,
             shuffle=False,
             reg_data=make_data(12, 1),
+            reg_batch_size=4,
             epochs=2,
             verbose=0,
         )
@@ -80,9 +82,9 @@ def test_loaders_and_arrays_give_the_same_numbers():
 @pytest.mark.parametrize("reg_split", [0.25, 0.5])
 def test_tensors_are_cut(reg_split):
     model = compile_model(make_model())
-    x, y = map(torch.as_tensor, make_data(24))
+    x, y = map(torch.as_tensor, make_data(48))
     model.fit(x, y, reg_split=reg_split, batch_size=4, verbose=0)
-    assert int(model.optimizer.iterations) == 6 * (1 - reg_split)
+    assert int(model.optimizer.iterations) == 12 * (1 - reg_split)
 
 
 def test_merged_loaders_have_all_examples_of_both():
@@ -98,7 +100,12 @@ def test_merged_loaders_have_all_examples_of_both():
     ]
     recorder.trained.clear()
     model.fit(
-        loaders[0], epochs=2, merge_epochs=1, reg_data=loaders[1], verbose=0
+        loaders[0],
+        epochs=2,
+        merge_epochs=1,
+        reg_data=loaders[1],
+        shuffle=False,
+        verbose=0,
     )
     merged = recorder.trained[-5:]
     assert sum(merged, []) == list(range(10))
@@ -128,6 +135,7 @@ def test_loaders_that_cannot_be_merged(kind):
             epochs=2,
             merge_epochs=1,
             reg_data=loader(12, 1),
+            shuffle=False,
             verbose=0,
             **steps,
         )
