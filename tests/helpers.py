@@ -20,6 +20,8 @@ HAS_TENSORFLOW = importlib.util.find_spec("tensorflow") is not None
 NEEDS_TENSORFLOW = pytest.mark.skipif(
     not HAS_TENSORFLOW, reason="Keras needs TensorFlow for it"
 )
+# Steps of one's own are given the state there, and return the next one.
+IS_JAX = keras.backend.backend() == "jax"
 EAGER = keras.backend.backend() != "jax"
 
 
