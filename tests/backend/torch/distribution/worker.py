@@ -1,6 +1,7 @@
 """One of several processes that train one model, as in Keras's own guide.
 
-https://keras.io/guides/distributed_training_with_torch: `DistributedDataParallel`
+https://keras.io/guides/distributed_training_with_torch:
+`DistributedDataParallel`
 around the model, and a loop of one's own. Rho learn in `rho_step`, which each
 process takes on a part of the regularization set; then their mean is taken.
 
