@@ -470,7 +470,12 @@ def distribute_batch(batch: Any) -> Any:
     """A batch on the devices, as `fit` on JAX puts it there."""
     from keras.src.backend.jax.trainer import _distribute_data
 
-    return _distribute_data(batch)
+    def distribute(array: Any) -> Any:
+        # A training batch of several processes is there already.
+        is_here = getattr(array, "is_fully_addressable", True)
+        return _distribute_data(array) if is_here else array
+
+    return keras.tree.map_structure(distribute, batch)
 
 
 def is_at_hand(tensor: Any) -> bool:
