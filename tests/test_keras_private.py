@@ -214,7 +214,8 @@ def test_losses_of_a_call_are_told_from_those_of_weights():
     assert len(model.losses) == 3
     (loss,) = _keras.call_losses(model)
     expected = 0.5 * np.sum(np.square(ops.convert_to_numpy(hidden))) / 4
-    assert float(loss) == pytest.approx(expected, rel=1e-5)
+    loss = float(ops.convert_to_numpy(loss))
+    assert loss == pytest.approx(expected, rel=1e-5)
 
 
 def test_steps_are_counted_through_gradient_accumulation():

@@ -93,7 +93,8 @@ REG_DATA_ERRORS = {
     "missing key": (
         dict(x={"features": X, "b": X}, reg_data=({"features": REG_X}, REG_Y)),
         # PyTorch has the keys in another order.
-        r"x like {(?=.*'features')(?=.*'b').*Received: x={'features': '\(3,\)'}$",
+        r"x like {(?=.*'features')(?=.*'b').*"
+        r"Received: x={'features': '\(3,\)'}$",
     ),
     "extra key": (
         dict(
