@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from helpers import EAGER
 from helpers import compile_model
 from helpers import make_model
 from helpers import needs_executions_of
@@ -227,6 +228,7 @@ def test_it_is_said_once():
     model = build(Centered())
     with pytest.warns(UserWarning, match="the rows of a batch meet") as record:
         model.predict(X, verbose=0)
+    record = [w for w in record if issubclass(w.category, UserWarning)]
     assert len(record) == 1
     assert record[0].filename == __file__
     model.predict_samples(X, 2, verbose=0)
@@ -241,8 +243,10 @@ class Called(keras.layers.Layer):
         self.rows = []
 
     def call(self, inputs):
-        if inputs.shape[0] is not None:
-            self.rows.append(inputs.shape[0])
+        # Keras on PyTorch calls it with so many to see shapes.
+        rows = inputs.shape[0]
+        if isinstance(rows, int) and rows not in (83, 89):
+            self.rows.append(rows)
         return 2 * inputs
 
 
@@ -251,8 +255,9 @@ def test_a_layer_of_ones_own_by_row_costs_a_probe_and_no_more():
     model = build(layer)
     for _ in range(2):
         model.predict(X, batch_size=24, verbose=0)
-    # Two rows together and one by one; then two samples in one pass.
-    assert layer.rows == [2, 1, 1, 48, 48]
+    # Two rows together and one by one; then two samples in one pass, which is
+    # traced once where it is compiled.
+    assert layer.rows == [2, 1, 1] + [48] * (2 if EAGER else 1)
 
 
 def test_a_subclassed_model_is_looked_at_by_fit():
@@ -360,7 +365,7 @@ def test_what_needs_no_probe():
     "layer",
     [
         Penalty(),
-        keras.layers.Lambda(lambda x: x[::-1]),
+        keras.layers.Lambda(lambda x: x[::-1], lambda shape: shape),
         lambda x: ops.matmul(x, ops.transpose(x)),
     ],
 )

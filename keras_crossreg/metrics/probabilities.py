@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import keras
 import numpy as np
 from keras import ops
 
 from keras_crossreg._keras import get_keras_mask
 from keras_crossreg._keras import is_at_hand
+from keras_crossreg.dtypes import at_least_float32
 
 # How far probabilities may be from a sum of one, and from [0, 1]: the first
 # for sixteen bits and for rounded numbers, the second for rounding alone.
@@ -46,8 +46,7 @@ def standardize(
     mask = get_keras_mask(y_pred)
     _check_numbers(name, y_true=y_true, y_pred=y_pred)
     y_pred = ops.convert_to_tensor(y_pred)
-    dtype = keras.backend.standardize_dtype(y_pred.dtype)
-    dtype = keras.backend.result_type(dtype, "float32")
+    dtype = at_least_float32(y_pred.dtype)
     scores = ops.cast(y_pred, dtype)
     y = ops.convert_to_tensor(y_true)
     if len(scores.shape) == 1:
@@ -81,11 +80,11 @@ def standardize(
         y = ops.cast(y, dtype)
         y = ops.concatenate([1 - y, y], axis=-1)
     elif y.shape[-1] == 1:
-        labels = ops.cast(y[:, 0], "int32")
-        # A label between two classes is none.
-        is_whole = ops.cast(ops.cast(labels, y.dtype) == y[:, 0], dtype)
-        y = ops.one_hot(labels, size, dtype=dtype)
-        y = y * ops.expand_dims(is_whole, -1)
+        # A label out of range, or between two classes, has no 1 in its row.
+        labels = ops.cast(y, "int32")
+        is_whole = ops.cast(labels, y.dtype) == y
+        is_class = labels == ops.arange(size, dtype="int32")
+        y = ops.cast(ops.logical_and(is_class, is_whole), dtype)
     else:
         y = ops.cast(y, dtype)
 
@@ -98,7 +97,6 @@ def standardize(
         anything = 0.0 if from_logits else 1.0 / classes
         scores = ops.where(counts, scores, ops.full_like(scores, anything))
 
-    # A label that is out of range has no 1 in its row.
     valid = _are_probabilities(y)
     _raise_unless(
         valid,

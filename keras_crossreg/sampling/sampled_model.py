@@ -329,7 +329,8 @@ class SampledModel(ProbedModel):
         sampler.compile(
             run_eagerly=self.run_eagerly,
             steps_per_execution=self.steps_per_execution,
-            jit_compile=self.jit_compile,
+            # On JAX it is true of a model that runs eagerly too.
+            jit_compile=self.jit_compile and not self.run_eagerly,
         )
         return sampler
 
