@@ -6,7 +6,11 @@ fails when Keras changes any of them.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
+
+import keras
 
 # It tells what a call would do to shapes, and creates state on the way.
 from keras.src.backend import compute_output_spec
@@ -14,6 +18,12 @@ from keras.src.backend import compute_output_spec
 # A tensor's mask is an attribute that averaging would drop.
 from keras.src.backend import get_keras_mask
 from keras.src.backend import set_keras_mask
+
+# A scope within another hides what that one holds, and says nowhere so.
+from keras.src.backend.common.stateless_scope import get_stateless_scope
+
+# Whether shapes alone are asked for.
+from keras.src.backend.common.symbolic_scope import in_symbolic_scope
 
 # `export` asks it for the inputs of a model; so does a model around that one.
 from keras.src.export.export_utils import get_input_signature
@@ -63,16 +73,21 @@ __all__ = [
     "CompileMetrics",
     "Functional",
     "GraphModel",
+    "NestedScope",
     "all_layers",
     "array_inputs",
     "averages_of",
+    "batches_of",
     "build_metrics",
     "call_losses",
     "can_convert_arrays",
     "compute_loss",
+    "compute_output_spec",
     "convert_to_sliceable",
     "count_examples",
     "count_steps",
+    "devices_of_batches",
+    "distribute_batch",
     "functional_init_arguments",
     "get_keras_mask",
     "get_data_adapter",
@@ -81,28 +96,76 @@ __all__ = [
     "graph_structure",
     "graph_tensors",
     "inner_optimizer",
+    "jax_state_variables",
     "keep_registered_name",
+    "is_at_hand",
     "is_in_a_graph",
     "is_in_cluster",
     "is_keras_layer",
     "learning_rate_of",
     "losses_by_layer",
     "make_step_function",
+    "mark_synced",
     "optimized_variables",
     "producing_node",
+    "read_state",
     "receive_sampling",
     "replace_tracked",
     "set_keras_mask",
     "set_losses_by_layer",
     "set_lower_is_better",
     "set_steps",
+    "sliceables",
+    "store_value",
+    "stored_value",
     "slice_tensorflow_sparse_wrapper",
+    "synced_in_the_end",
     "take_initial_epoch",
+    "take_rows",
+    "torch_device",
     "train_validation_split",
     "unscale_loss_for_distribution",
     "variables_of_loss_metrics",
     "was_called",
 ]
+
+
+class NestedScope(keras.StatelessScope):
+    """A `keras.StatelessScope` that sees what the scope around it holds.
+
+    Attributes:
+        updated: The variables that were assigned within, in order.
+    """
+
+    def __init__(
+        self, state_mapping: Any = None, collect_losses: bool = False
+    ) -> None:
+        super().__init__(state_mapping, collect_losses=collect_losses)
+        self._around = get_stateless_scope()
+        self._updated: dict[int, keras.Variable] = {}
+
+    @property
+    def updated(self) -> list[keras.Variable]:
+        return list(self._updated.values())
+
+    def add_update(self, update: Any) -> None:
+        self._updated[id(update[0])] = update[0]
+        super().add_update(update)
+
+    def get_current_value(self, variable: keras.Variable) -> Any:
+        # Keras asks it for weights with a regularizer, and expects a value.
+        value = self.mapped_value(variable)
+        return variable._value if value is None else value
+
+    def mapped_value(self, variable: keras.Variable) -> Any:
+        """What this scope or one around it holds; `None` where none does."""
+        value = super().get_current_value(variable)
+        if value is None and self._around is not None:
+            mapped = getattr(
+                self._around, "mapped_value", self._around.get_current_value
+            )
+            value = mapped(variable)
+        return value
 
 
 class GraphModel(Functional):
@@ -211,6 +274,29 @@ def array_inputs(adapter: Any) -> Any:
     return adapter._inputs
 
 
+def batches_of(adapter: Any) -> Any:
+    """One pass over the batches of an adapter, as the backend's `fit` has them.
+
+    Adapters have a method for each backend, which names what it returns.
+    """
+    return {
+        "tensorflow": adapter.get_tf_dataset,
+        "jax": adapter.get_jax_iterator,
+        "torch": adapter.get_torch_dataloader,
+    }[keras.backend.backend()]()
+
+
+def sliceables(array: Any) -> Any:
+    """An array of any kind that `fit` takes, to take rows of; or `None`."""
+    return convert_to_sliceable(array, target_backend=keras.backend.backend())
+
+
+def take_rows(column: Any, rows: Any) -> Any:
+    """Rows of what `sliceables` gave, as the batches of `fit` have them."""
+    name = f"convert_to_{keras.backend.backend()}_compatible"
+    return getattr(column, name)(column[rows])
+
+
 def graph_structure(model: Any) -> tuple[Any, Any]:
     """Inputs and outputs of a functional model as the user nested them.
 
@@ -286,7 +372,7 @@ def losses_by_layer(model: Any) -> list[list[Any]]:
     `model.losses` is made of these, and of no other.
     """
     return [
-        list(layer._losses)
+        layer._get_own_losses()
         for layer in model._flatten_layers(include_self=True)
     ]
 
@@ -294,10 +380,110 @@ def losses_by_layer(model: Any) -> list[list[Any]]:
 def set_losses_by_layer(model: Any, losses: list[list[Any]] | None) -> None:
     """Sets what `losses_by_layer` gives, or clears all."""
     layers = list(model._flatten_layers(include_self=True))
+    model._clear_losses()
     for layer, of_layer in zip(
         layers, losses or [[]] * len(layers), strict=True
     ):
-        layer._losses[:] = of_layer
+        if of_layer:
+            layer.add_loss(of_layer)
+
+
+def stored_value(variable: keras.Variable) -> Any:
+    """The array that a variable holds, whatever a scope says.
+
+    Public `value` asks the scope, and casts.
+    """
+    return variable._value
+
+
+def store_value(variable: keras.Variable, value: Any) -> None:
+    """Makes a variable hold an array of its own shape and dtype.
+
+    `assign` converts and checks, for each of all variables in every step.
+    """
+    variable._value = value
+
+
+def jax_state_variables(model: Any) -> list[list[keras.Variable]]:
+    """The variables of the state that Keras's `fit` on JAX hands around.
+
+    In the order of its own `_get_jax_state`.
+    """
+    return [
+        model.trainable_variables,
+        model.non_trainable_variables,
+        model.optimizer.variables,
+        model.metrics_variables,
+    ]
+
+
+def read_state(model: Any, size: int) -> Any:
+    """The first so many lists of values of the state of a model, on JAX.
+
+    As Keras's `evaluate` (three) and `predict` (two) take it.
+    """
+    return model._get_jax_state(
+        trainable_variables=True,
+        non_trainable_variables=True,
+        metrics_variables=size > 2,
+    )
+
+
+@contextlib.contextmanager
+def synced_in_the_end(model: Any) -> Iterator[None]:
+    """Makes variables on JAX hold the newest state if something is raised.
+
+    Keras would do so later, over what they were set to by then.
+    """
+    try:
+        yield
+    except BaseException:
+        model.jax_state_sync()
+        raise
+
+
+def mark_synced(model: Any) -> None:
+    """Tells Keras on JAX that the variables hold the newest state."""
+    model._jax_state_synced = True
+
+
+def devices_of_batches() -> int:
+    """Over how many devices `fit` on JAX distributes a batch."""
+    distribution = keras.distribution.distribution()
+    if distribution is None or distribution.batch_dim_name is None:
+        return 1
+    mesh = distribution.device_mesh
+    place = mesh.axis_names.index(distribution.batch_dim_name)
+    return int(mesh.shape[place])
+
+
+def distribute_batch(batch: Any) -> Any:
+    """A batch on the devices, as `fit` on JAX puts it there."""
+    from keras.src.backend.jax.trainer import _distribute_data
+
+    return _distribute_data(batch)
+
+
+def is_at_hand(tensor: Any) -> bool:
+    """Whether a tensor may hold numbers that can be read with no wait for them.
+
+    PyTorch is given tensors that stand for any, and says so nowhere; and those
+    on an accelerator may not be there yet.
+    """
+    return (
+        not in_symbolic_scope()
+        and getattr(getattr(tensor, "device", None), "type", "cpu") == "cpu"
+    )
+
+
+def torch_device() -> str:
+    """Where Keras on PyTorch makes tensors; "meta" where it sees shapes alone.
+
+    A tensor would have to be made to be asked for its device.
+    """
+    from keras.src.backend.torch.core import get_device
+
+    return str(get_device())
 
 
 def is_in_cluster(strategy: Any) -> bool:
@@ -314,7 +500,13 @@ def build_metrics(metrics: CompileMetrics, *symbolic: Any) -> None:
     Some create it only when they are updated, which inside a compiled step of
     a strategy is too late.
     """
-    compute_output_spec(metrics.update_state, *symbolic)
+
+    def update(*args: Any) -> Any:
+        metrics.update_state(*args)
+        # PyTorch wants to see a tensor.
+        return keras.ops.zeros(())
+
+    compute_output_spec(update, *symbolic)
 
 
 def inner_optimizer(optimizer: Any) -> Any:
@@ -368,7 +560,7 @@ def count_examples(model: Any) -> int:
 
     What comes in batches says nowhere else how large they are.
     """
-    return int(model._loss_tracker.count.numpy())
+    return int(keras.ops.convert_to_numpy(model._loss_tracker.count.value))
 
 
 def count_steps(optimizer: Any) -> int:
@@ -379,7 +571,9 @@ def count_steps(optimizer: Any) -> int:
     """
     if optimizer is None:
         return 0
-    return int(inner_optimizer(optimizer)._iterations.numpy())
+    return int(
+        keras.ops.convert_to_numpy(inner_optimizer(optimizer)._iterations.value)
+    )
 
 
 def set_steps(optimizer: Any, steps: int) -> None:

@@ -15,3 +15,13 @@ def check_integer(name: str, value: Any, least: int) -> int:
             f"Received: {name}={value}"
         )
     return int(value)
+
+
+def check_boolean(name: str, value: Any) -> bool:
+    """The value, or a ValueError where it is neither true nor false."""
+    is_boolean = str(getattr(value, "dtype", "")) == "bool" and not value.shape
+    if not (isinstance(value, bool) or is_boolean):
+        raise ValueError(
+            f"`{name}` must be `True` or `False`. Received: {name}={value}"
+        )
+    return bool(value)

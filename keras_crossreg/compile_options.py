@@ -47,13 +47,13 @@ class CompileOptions:
 
     def __post_init__(self) -> None:
         self._set("num_samples", 1)
+        self._set("samples_per_pass", 1)
         if self.eval_num_samples is None:
             object.__setattr__(self, "eval_num_samples", self.num_samples)
         for name, least in (
             ("reg_freq", 1),
             ("reg_warmup", 0),
             ("eval_num_samples", 1),
-            ("samples_per_pass", 1),
         ):
             if getattr(self, name) is not None:
                 self._set(name, least)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
 from typing import Any
 
 import keras
@@ -19,10 +20,18 @@ from keras_crossreg.trainers.reg_metrics import RegMetrics
 from keras_crossreg.trainers.regularization_loss import CheckedBatch
 from keras_crossreg.user_warnings import warn_user
 
-if check_backend() == "tensorflow":
+_BACKEND = check_backend()
+
+if TYPE_CHECKING:
+    from keras_crossreg.trainers.trainer import CrossRegTrainer as Trainer
+elif _BACKEND == "tensorflow":
     from keras_crossreg.backend.tensorflow.trainer import (
         TensorFlowTrainer as Trainer,
     )
+elif _BACKEND == "jax":
+    from keras_crossreg.backend.jax.trainer import JaxTrainer as Trainer
+elif _BACKEND == "torch":
+    from keras_crossreg.backend.torch.trainer import TorchTrainer as Trainer
 
 
 @keras.saving.register_keras_serializable(package="keras_crossreg")

@@ -11,8 +11,13 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_crossreg import primitives
+from keras_crossreg.noise_source import NoiseRefused
+from keras_crossreg.noise_source import NoiseSource
+from keras_crossreg.primitives import maximum
+from keras_crossreg.primitives import minimum
 from keras_crossreg.primitives import replica_index
-from keras_crossreg.primitives import uniform
+from keras_crossreg.primitives import uniform as draw_uniform
 
 __all__ = ["SeedGenerator", "normal", "uniform"]
 
@@ -30,6 +35,7 @@ class _Pass(threading.local):
     """Of a thread: a strategy traces its replicas in several."""
 
     num_samples: int | None = None
+    source: NoiseSource | None = None
 
 
 _PASS = _Pass()
@@ -54,13 +60,22 @@ class SeedGenerator(keras.random.SeedGenerator):
     ...         self.seed_generator = kcr.random.SeedGenerator()
     """
 
+    def __init__(
+        self, seed: int | None = None, name: str | None = None, **kwargs: Any
+    ) -> None:
+        with primitives.seed_scope():
+            super().__init__(seed, name, **kwargs)
+
     def next(self, ordered: bool = True) -> Any:
-        seed = super().next(ordered)
-        index = replica_index()
-        if index is None:
-            return seed
-        offset = ops.cast(index, seed.dtype) * _STRIDE
-        return seed + ops.stack([offset, ops.zeros_like(offset)])
+        if _PASS.source is not None:
+            _PASS.source.refuse_seed(self)
+        with primitives.seed_scope():
+            seed = super().next(ordered)
+            index = replica_index()
+            if index is None:
+                return seed
+            offset = ops.cast(index, seed.dtype) * _STRIDE
+            return seed + ops.stack([offset, ops.zeros_like(offset)])
 
 
 @contextlib.contextmanager
@@ -78,6 +93,48 @@ def samples_in_pass() -> int | None:
     return _PASS.num_samples
 
 
+@contextlib.contextmanager
+def noise_from(source: NoiseSource) -> Iterator[None]:
+    """Within, `uniform` and `normal` of this thread draw from a source."""
+    before, _PASS.source = _PASS.source, source
+    try:
+        yield
+    except NoiseRefused as error:
+        # Keras adds to the messages of errors in layers.
+        raise NoiseRefused(source.refusal) from error
+    finally:
+        _PASS.source = before
+
+
+def has_source() -> bool:
+    """Whether no random generator moves."""
+    return _PASS.source is not None
+
+
+def uniform(
+    shape: Any,
+    seed: keras.random.SeedGenerator,
+    dtype: str = "float32",
+    batch_axis: int = 0,
+) -> Any:
+    """Numbers in `[0, 1)`, those of `keras.random.uniform` on a CPU.
+
+    Args:
+        shape: Shape of the result, dynamic or not, of rank 1 or more.
+        seed: A `keras.random.SeedGenerator`.
+        dtype: Dtype of the result.
+        batch_axis: Integer, the axis of the examples. Defaults to `0`.
+
+    Returns:
+        A tensor.
+    """
+    if _PASS.source is not None:
+        return _PASS.source.draw(
+            "uniform", shape, seed, dtype, _PASS.num_samples or 1, batch_axis
+        )
+    return draw_uniform(shape, seed, dtype)
+
+
 def normal(
     shape: Any,
     seed: keras.random.SeedGenerator,
@@ -87,7 +144,8 @@ def normal(
 ) -> Any:
     """Standard normal numbers by the Box-Muller transform.
 
-    On a CPU the generator of `keras.random.normal` makes about half as many
+    PyTorch has one of its own that is as fast, and is used there. Elsewhere,
+    on a CPU the generator of `keras.random.normal` makes about half as many
     numbers a second. Two uniform numbers `u, v` give two independent normal
     ones, `sqrt(-2 log u) cos(2 pi v)` and `sqrt(-2 log u) sin(2 pi v)`.
 
@@ -119,7 +177,13 @@ def normal(
 
     - Box and Muller, 1958, A note on the generation of random normal deviates.
     """
+    if _PASS.source is not None:
+        return _PASS.source.draw(
+            "normal", shape, seed, dtype, _PASS.num_samples or 1
+        )
     wide = "float64" if dtype == "float64" else "float32"
+    if primitives.normal is not None:
+        return ops.cast(primitives.normal(shape, seed, wide), dtype)
     size = math.prod(shape[1:])
     if num_samples is None:
         num_samples = reuse = 1
@@ -127,10 +191,10 @@ def normal(
     # Each row makes two rows of numbers: one of cosines, one of sines.
     rows = _ceil_div(examples, 2)
     if reuse > 1:
-        of_a_row = ops.maximum(2 * size * num_samples, 1)
+        of_a_row = maximum(2 * size * num_samples, 1)
         least = _ceil_div(_FEWEST, of_a_row)
-        of_a_block = ops.maximum(_ceil_div(rows, reuse), least)
-        rows = ops.minimum(rows, of_a_block)
+        of_a_block = maximum(_ceil_div(rows, reuse), least)
+        rows = minimum(rows, of_a_block)
     u = uniform((2, num_samples, rows * size), seed, wide)
     # `uniform` may be 0 but never 1.
     radius = ops.sqrt(-2.0 * ops.log1p(-u[0]))

@@ -10,6 +10,7 @@ import numpy as np
 
 from keras_crossreg._keras import all_layers
 from keras_crossreg.callbacks.rho_history import RhoHistory
+from keras_crossreg.checks import check_boolean
 from keras_crossreg.cross_reg_model import CrossRegModel
 from keras_crossreg.rho import assign_rho
 from keras_crossreg.rho import read_rho
@@ -106,7 +107,7 @@ def refit(
                 "examples with the training data. "
                 f"Received: {name}={fit_arguments[name]}"
             )
-    if warm:
+    if check_boolean("warm", warm):
         check_data(x)
     final = _fresh_copy(model)
     learned = model.rho_variables

@@ -189,7 +189,9 @@ def read_rho(variable: keras.Variable) -> keras.Variable:
 
 def assign_rho(variable: keras.Variable, stored: Any) -> None:
     """Sets a rho, as it is stored, and its source."""
-    variable.assign(stored)
+    # Of another variable it would be the same array, which a backend may give
+    # away in the next step of either.
+    variable.assign(ops.copy(ops.convert_to_tensor(stored)))
     source = rho_info(variable).source
     if source is not None:
         source.write_far()
@@ -225,14 +227,18 @@ def stored_value(variable: keras.Variable, value: Any) -> np.ndarray:
         ValueError: If the value is not finite, out of the range of the
             parametrization, or of a shape that does not fit.
     """
-    array = np.asarray(value, "float64")
+    try:
+        array = np.asarray(value, "float64")
+    except (TypeError, ValueError):
+        # No number, which is refused below.
+        array = np.asarray(np.nan)
     parametrization = rho_info(variable).parametrization
     least, most = parametrization.least, parametrization.most
     inside = np.isfinite(array) & (array >= least) & (array <= most)
     if not inside.all():
         raise ValueError(
             f"A rho takes finite values, here from {least:g} to {most:g}. "
-            f"Received: {variable.path}={array}"
+            f"Received: {variable.path}={value}"
         )
     if array.ndim and tuple(array.shape) != tuple(variable.shape):
         raise ValueError(
@@ -260,7 +266,7 @@ def check_start(
         ValueError: If it is out of range or not finite.
     """
     try:
-        number = float(value)
+        number = float("nan") if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
         number = float("nan")
     # The comparison is false for "not a number" too.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections.abc
 import dataclasses
 from typing import Any
 
@@ -52,6 +53,11 @@ class RhoModel(SampledModel):
     @property
     def trainable_weights(self) -> list[keras.Variable]:
         return [v for v in super().trainable_weights if not is_rho(v)]
+
+    @property
+    def non_trainable_variables(self) -> list[keras.Variable]:
+        trainable = {id(v) for v in self.trainable_variables}
+        return [v for v in self.variables if id(v) not in trainable]
 
     @property
     def theta_variables(self) -> list[keras.Variable]:
@@ -150,6 +156,11 @@ class RhoModel(SampledModel):
                 negative, or of a shape that does not fit.
         """
         rho = rho_by_key(self)
+        if not isinstance(values, collections.abc.Mapping):
+            raise ValueError(
+                "`set_rho` expects a dict of values by path, as `get_rho()` "
+                f"returns it. Received: values={values}"
+            )
         for path in values:
             if path not in rho:
                 raise ValueError(

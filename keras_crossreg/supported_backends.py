@@ -12,10 +12,20 @@ A new backend `<name>` takes
 
 from __future__ import annotations
 
-_HOW = (
-    "Install it with `pip install 'keras-crossreg[tensorflow]'`, and set "
-    "`KERAS_BACKEND=tensorflow` before Keras is imported."
-)
+#: Backends that models train on, and what they call themselves.
+BACKENDS = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}
+
+
+def _trains_on(backend: str) -> str:
+    """What models train on, and what to do where that is not `backend`."""
+    *names, last = BACKENDS.values()
+    wanted = backend if backend in BACKENDS else "tensorflow"
+    return (
+        f"keras_crossreg trains on {', '.join(names)} and {last}. Install "
+        f"{BACKENDS[wanted]} with `pip install 'keras-crossreg[{wanted}]'`, "
+        f"and set `KERAS_BACKEND={wanted}` before Keras is imported."
+    )
+
 
 try:
     import keras
@@ -23,12 +33,9 @@ except ModuleNotFoundError as error:
     if error.name not in ("tensorflow", "jax", "torch", "openvino"):
         raise
     raise ImportError(
-        f"The backend of Keras is not installed ({error}). keras_crossreg "
-        f"trains on the TensorFlow backend so far. {_HOW}"
+        "The backend of Keras is not installed "
+        f"({error}). {_trains_on(error.name)}"
     ) from error
-
-#: Backends that models train on.
-BACKENDS = ("tensorflow",)
 
 
 def is_supported() -> bool:
@@ -45,7 +52,6 @@ def check_backend() -> str:
     backend: str = keras.backend.backend()
     if not is_supported():
         raise ImportError(
-            "keras_crossreg trains on the TensorFlow backend so far. "
-            f"{_HOW} Received: keras.backend.backend()={backend}"
+            f"{_trains_on(backend)} Received: keras.backend.backend()={backend}"
         )
     return backend

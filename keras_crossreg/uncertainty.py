@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 import statistics
 from typing import Any
 
@@ -102,6 +103,11 @@ def uncertainty(
             "several outputs pass one at a time. Received: samples of type "
             f"{type(samples).__name__}, shape={np.shape(array)}"
         )
+    if np.isnan(array).any():
+        raise ValueError(
+            "Samples must be numbers. Received: samples with NaN in "
+            f"{int(np.isnan(array).sum())} of {array.size} places"
+        )
     if task == "regression":
         return _regression(array, coverage, noise_std)
     return _classification(array, from_logits)
@@ -152,11 +158,15 @@ def _entropy(p: np.ndarray, binary: bool) -> np.ndarray:
 
 
 def _regression(samples: np.ndarray, coverage: float, noise_std: Any) -> Result:
-    if not 0 < coverage < 1:
+    if not isinstance(coverage, numbers.Real) or not 0 < coverage < 1:
         raise ValueError(
             f"`coverage` must be in (0, 1). Received: coverage={coverage}"
         )
-    noise = np.asarray(noise_std, "float64")
+    try:
+        noise = np.asarray(noise_std, "float64")
+    except (TypeError, ValueError):
+        # No numbers, which is refused below.
+        noise = np.asarray(np.nan)
     if not np.isfinite(noise).all() or (noise < 0).any():
         raise ValueError(
             "`noise_std` must be finite and not negative. "

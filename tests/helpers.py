@@ -1,12 +1,39 @@
 """Small models and data that many tests share."""
 
+import importlib.util
+
 import keras
 import numpy as np
+import pytest
 
 import keras_crossreg as kcr
 from keras_crossreg import primitives
 
 ROWS = 24
+
+# PyTorch has no XLA, would take minutes to compile a step itself, and has one
+# step in each execution.
+IS_TORCH = keras.backend.backend() == "torch"
+JIT = dict(run_eagerly=False, jit_compile=not IS_TORCH)
+# Keras's `TensorBoard` and layers of strings take TensorFlow on any backend.
+HAS_TENSORFLOW = importlib.util.find_spec("tensorflow") is not None
+NEEDS_TENSORFLOW = pytest.mark.skipif(
+    not HAS_TENSORFLOW, reason="Keras needs TensorFlow for it"
+)
+# Steps of one's own are given the state there, and return the next one.
+IS_JAX = keras.backend.backend() == "jax"
+EAGER = keras.backend.backend() != "jax"
+
+
+def executions_of(steps):
+    """The argument of `compile` for so many steps in each execution."""
+    return {} if IS_TORCH else dict(steps_per_execution=steps)
+
+
+def needs_executions_of(steps):
+    """Skips a test that is about several steps in an execution."""
+    if steps > 1 and IS_TORCH:
+        pytest.skip("Keras refuses `steps_per_execution` on PyTorch")
 
 
 def make_data(rows=ROWS, seed=0):
@@ -57,7 +84,7 @@ class Configured(Subclassed):
 def compile_model(model, **kwargs):
     """SGD for both, a rho step after every step, unless told otherwise.
 
-    Eagerly, which for three steps is faster than to compile them.
+    Eagerly, which for three steps is faster than to compile them, but on JAX.
     """
     defaults = dict(
         optimizer=keras.optimizers.SGD(0.1),
@@ -66,7 +93,7 @@ def compile_model(model, **kwargs):
         reg_freq=1,
         reg_warmup=0,
         num_samples=2,
-        run_eagerly=True,
+        run_eagerly=EAGER,
     )
     model.compile(**{**defaults, **kwargs})
     return model
@@ -197,5 +224,5 @@ def recording_model(**kwargs):
     recorder = Recorder()
     outputs = keras.layers.Dense(1)(recorder(inputs))
     model = kcr.CrossRegModel(inputs, outputs)
-    compile_model(model, loss="mse", num_samples=1, **kwargs)
+    compile_model(model, loss="mse", num_samples=1, run_eagerly=True, **kwargs)
     return model, recorder

@@ -67,7 +67,7 @@ def rewind(model):
     """Begins with the first sample again."""
     for layer in tables(model):
         state = layer.seed_generator.state
-        state.assign(ops.zeros_like(state))
+        state.assign(ops.zeros_like(ops.convert_to_tensor(state)))
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ import warnings
 import keras
 import numpy as np
 import pytest
+from helpers import NEEDS_TENSORFLOW
 from helpers import assert_same
 from helpers import compile_model
 from helpers import fit
@@ -526,6 +527,7 @@ def test_a_mask_goes_through():
     )
 
 
+@NEEDS_TENSORFLOW
 def test_adapted_layers_keep_what_they_saw():
     lookup = layers.StringLookup(output_mode="one_hot")
     lookup.adapt(["cat", "dog", "cow"])

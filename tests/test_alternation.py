@@ -14,6 +14,7 @@ from helpers import compile_model
 from helpers import fit
 from helpers import make_data
 from helpers import make_model
+from helpers import needs_executions_of
 from helpers import recording_model
 from helpers import values
 
@@ -37,6 +38,7 @@ from keras_crossreg.trainers.rho_schedule import default_reg_warmup
 def test_number_of_rho_steps(
     reg_freq, reg_warmup, steps_per_execution, expected
 ):
+    needs_executions_of(steps_per_execution)
     model = compile_model(
         make_model(),
         reg_freq=reg_freq,
@@ -84,6 +86,7 @@ def test_the_default_of_reg_freq(
 def test_by_default_rho_steps_add_a_ninth_of_the_work(
     reg_batch_size, expected, steps_per_execution, run_eagerly
 ):
+    needs_executions_of(steps_per_execution)
     model = compile_model(
         make_model(),
         reg_freq=None,

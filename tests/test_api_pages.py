@@ -32,12 +32,10 @@ def public_names():
                 yield f"{path}.{name}"
 
 
-# A base class, a chooser by name, and functions of Keras's kind.
+# A base class, and a chooser by name.
 ELSEWHERE = {
     "keras_crossreg.hypergradients.Hypergradient",
     "keras_crossreg.hypergradients.get",
-    "keras_crossreg.random.normal",
-    "keras_crossreg.random.uniform",
 }
 
 

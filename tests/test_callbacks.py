@@ -5,11 +5,14 @@ import csv
 import keras
 import numpy as np
 import pytest
+from helpers import EAGER
+from helpers import NEEDS_TENSORFLOW
 from helpers import assert_same
 from helpers import compile_model
 from helpers import fit
 from helpers import make_data
 from helpers import make_model
+from helpers import needs_executions_of
 from helpers import values
 from tensorboard.backend.event_processing import event_file_loader
 from tensorboard.util import tensor_util
@@ -87,7 +90,7 @@ def plain_events(steps_per_execution):
         keras.optimizers.SGD(0.1),
         "sparse_categorical_crossentropy",
         metrics=["accuracy"],
-        run_eagerly=True,
+        run_eagerly=EAGER,
         steps_per_execution=steps_per_execution,
     )
     x, y = make_data()
@@ -112,6 +115,7 @@ def plain_events(steps_per_execution):
     "steps_per_execution", [1, pytest.param(2, marks=pytest.mark.slow)]
 )
 def test_events_and_batch_logs(steps_per_execution):
+    needs_executions_of(steps_per_execution)
     plain = plain_events(steps_per_execution)
     settings = dict(
         metrics=["accuracy"], steps_per_execution=steps_per_execution
@@ -177,6 +181,7 @@ def tags(folder):
     return found
 
 
+@NEEDS_TENSORFLOW
 def test_tensorboard(tmp_path):
     model = compile_model(make_model(), metrics=["accuracy"])
     board = keras.callbacks.TensorBoard(
@@ -202,6 +207,7 @@ def test_tensorboard(tmp_path):
     }
 
 
+@NEEDS_TENSORFLOW
 def test_tensorboard_with_loss_scaling_and_merged_epochs(tmp_path):
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy("mixed_float16")
@@ -291,8 +297,9 @@ def test_early_stopping_restores_rho_too(monitor):
 
 
 def test_early_stopping_where_most_epochs_have_no_rho_step():
-    # Rho learn in every fourth epoch, and the loss falls all the time.
-    model = compile_model(make_model(), reg_freq=12)
+    # Rho learn in every fourth epoch, and the loss falls all the time: of so
+    # many samples, whatever they are.
+    model = compile_model(make_model(), reg_freq=12, num_samples=64)
     stop = keras.callbacks.EarlyStopping("reg_loss", patience=1, mode="min")
     history = fit(
         model,

@@ -7,6 +7,7 @@ from helpers import compile_model
 from helpers import fit
 from helpers import make_data
 from helpers import make_model
+from helpers import needs_executions_of
 from helpers import values
 
 import keras_crossreg as kcr
@@ -72,7 +73,9 @@ def test_by_name_the_factor_is_two(name):
 
 
 @SHARED
-@pytest.mark.parametrize("run_eagerly", [True, False])
+@pytest.mark.parametrize(
+    "run_eagerly", [True, pytest.param(False, marks=pytest.mark.slow)]
+)
 def test_against_direct_gradients_of_both_sets(run_eagerly):
     """With so many samples, those of two runs differ by a per cent."""
     options = dict(num_samples=4000, run_eagerly=run_eagerly)
@@ -177,6 +180,7 @@ def test_train_on_batch():
 
 
 def test_several_steps_in_one_execution():
+    needs_executions_of(3)
     runs = []
     for steps in (1, 3):
         model = compile_model(

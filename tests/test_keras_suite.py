@@ -10,6 +10,7 @@ import unittest
 import keras
 import keras_suite
 import pytest
+from helpers import HAS_TENSORFLOW
 from keras.src.models.functional import Functional
 
 import keras_crossreg as kcr
@@ -52,8 +53,18 @@ OF_BACKENDS = {
         "backend.tensorflow.saved_model_test",
         "backend.tensorflow.distribute_test",
     ),
+    "jax": ("backend.jax.trainer_test",),
 }
 MODULES |= dict.fromkeys(OF_BACKENDS.get(keras.backend.backend(), ()), ())
+
+# What imports TensorFlow, whatever the backend is.
+if not HAS_TENSORFLOW:
+    for name in (
+        "export.saved_model_test",
+        "callbacks.swap_ema_weights_test",
+        "callbacks.tensorboard_test",
+    ):
+        del MODULES[name]
 
 HDF5 = (
     "the legacy HDF5 format keeps the name of a model's class without its "
@@ -72,6 +83,15 @@ EXCLUDED = {
     ),
 }
 
+if keras.backend.backend() == "jax":
+    EXCLUDED["TestTrainer.test_fit_eval_flow_for_jax_model_weights"] = (
+        "it asks that the variables hold nothing while a model trains; here "
+        "they hold the newest state, whatever stops the training"
+    )
+
+# These make data of TensorFlow's, on every backend.
+OF_TENSORFLOW = re.compile("test_.*_sparse_tf_|test_predict_preserve_order")
+
 # Of the trainer tests these are slow: grids of eager, compiled and XLA, whose
 # middle is quick enough, and data of every adapter.
 SLOW = re.compile(
@@ -89,6 +109,8 @@ def mark(module, case):
         reason = EXCLUDED.get(f"{case.__name__}.{name}")
         if reason:
             mark = pytest.mark.xfail(reason=reason, strict=True)
+        elif OF_TENSORFLOW.match(name) and not HAS_TENSORFLOW:
+            mark = pytest.mark.skip("its data are of TensorFlow")
         elif module != "trainers.trainer_test" or SLOW.match(name):
             mark = pytest.mark.slow
         else:

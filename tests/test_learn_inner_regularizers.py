@@ -163,7 +163,10 @@ def grouped(heads, size, **kwargs):
     return layers.GroupQueryAttention(size, heads, 1, **kwargs)
 
 
-@pytest.mark.parametrize("cls", [layers.MultiHeadAttention, grouped])
+@pytest.mark.parametrize(
+    "cls",
+    [layers.MultiHeadAttention, pytest.param(grouped, marks=pytest.mark.slow)],
+)
 def test_attention(cls):
     model = attention_model(cls)
     learned = learn(model)

@@ -227,7 +227,14 @@ def test_other_arguments_of_image_layers():
     assert learned.seed == 3
 
 
-@pytest.mark.parametrize("fill_mode", ["reflect", "constant", "nearest"])
+@pytest.mark.parametrize(
+    "fill_mode",
+    [
+        "reflect",
+        pytest.param("constant", marks=pytest.mark.slow),
+        pytest.param("nearest", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize(
     "layer", [layers.RandomTranslation, layers.RandomRotation]
 )

@@ -5,14 +5,16 @@ import itertools
 import keras
 import numpy as np
 import pytest
+from helpers import JIT
 from helpers import make_data
+from helpers import needs_executions_of
 from helpers import values
 
 import keras_crossreg as kcr
 
 MODES = {
     "graph": dict(run_eagerly=False, jit_compile=False),
-    "jit": dict(run_eagerly=False, jit_compile=True),
+    "jit": JIT,
     "eager": dict(run_eagerly=True, jit_compile=False),
 }
 
@@ -115,6 +117,7 @@ def reference(steps_per_execution):
 
 @pytest.mark.parametrize(("mode", "policy", "steps_per_execution"), GRID)
 def test_the_grid(mode, policy, steps_per_execution):
+    needs_executions_of(steps_per_execution)
     expected_model, expected = reference(steps_per_execution)
     model, history = train(policy, steps_per_execution, **MODES[mode])
     assert int(model.optimizer.iterations) == 10

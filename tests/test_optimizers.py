@@ -228,7 +228,9 @@ def test_rho_that_never_learned_stay_where_they_are():
     assert model.get_rho()["noise/scale"] == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize(
+    "scaled", [False, pytest.param(True, marks=pytest.mark.slow)]
+)
 def test_averages_wait_for_the_merged_epochs(scaled):
     seen = {}
     for use_ema in (False, True):

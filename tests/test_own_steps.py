@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from helpers import IS_JAX
 from helpers import compile_model
 from helpers import fit
 from helpers import make_data
@@ -25,11 +26,31 @@ class OwnTest(kcr.CrossRegModel):
         return {"loss": self.own_loss.result()}
 
 
+class OwnTestOnJax(OwnTest):
+    """The same, as Keras's guide for JAX does."""
+
+    def test_step(self, state, data):
+        x, y = data
+        y_pred, rest = self.stateless_call(*state[:2], x, training=False)
+        loss, state = self.stateless_compute_loss(
+            state[0], rest, state[2], x=x, y=y, y_pred=y_pred, training=False
+        )
+        pairs = list(zip(self.metrics_variables, state[2], strict=True))
+        with keras.StatelessScope(pairs) as scope:
+            self.own_loss.update_state(loss)
+            logs = {"loss": self.own_loss.result()}
+        moved = [scope.get_current_value(v) for v in self.metrics_variables]
+        return logs, (*state[:2], moved)
+
+
+OWN_TEST = OwnTestOnJax if IS_JAX else OwnTest
+
+
 def test_a_test_step_of_ones_own_sees_averaged_predictions():
     x, y = make_data()
     arguments = dict(batch_size=24, verbose=0, return_dict=True)
     losses = []
-    for cls in (OwnTest, kcr.CrossRegModel):
+    for cls in (OWN_TEST, kcr.CrossRegModel):
         model = compile_model(make_model(cls=cls))
         losses.append(model.evaluate(x, y, **arguments)["loss"])
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
@@ -46,7 +67,7 @@ def test_validation_by_a_test_step_of_ones_own():
             validation_data=make_data(8, seed=2),
             validation_batch_size=8,
         ).history["val_loss"]
-        for cls in (OwnTest, kcr.CrossRegModel)
+        for cls in (OWN_TEST, kcr.CrossRegModel)
     ]
     np.testing.assert_allclose(*logs, rtol=1e-6)
 
@@ -54,8 +75,11 @@ def test_validation_by_a_test_step_of_ones_own():
 def test_a_call_in_training_mode_stays_one():
     # Monte Carlo dropout by hand, in a test step of one's own.
     class ByHand(kcr.CrossRegModel):
-        def predict_step(self, data):
+        def predict_step(self, *args):
+            *state, data = args
             x, *_ = keras.utils.unpack_x_y_sample_weight(data)
+            if state:
+                return self.stateless_call(*state[0], x, training=True)
             return self(x, training=True)
 
     x, _ = make_data()
@@ -117,7 +141,8 @@ def test_a_rho_step_of_ones_own_gets_the_batch_as_it_is(weights):
             return super().rho_step(data, train_data)
 
     sizes = []
-    model = compile_model(make_model(cls=Own))
+    # Eagerly: a step that is compiled is traced once.
+    model = compile_model(make_model(cls=Own), run_eagerly=True)
     reg_data = make_data(12, seed=1)
     if weights:
         reg_data += (np.ones(12, "float32"),)

@@ -103,7 +103,7 @@ def check_quietly(recipe):
         check(recipe)
 
 
-@settings(QUIET, max_examples=20)
+@settings(QUIET, max_examples=10)
 @given(recipes)
 def test_random_graphs(recipe):
     check_quietly(recipe)

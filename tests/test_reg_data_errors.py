@@ -44,10 +44,15 @@ REFUSED = {
     "arrays of different lengths": lambda: (X, Y[:-1]),
     "numbers": lambda: (np.float32(1.0), np.float32(1.0)),
     "a string": lambda: "data",
-    "an empty PyDataset": lambda: Batches([]),
     "an empty generator": lambda: iter_nothing(),
+}
+# On TensorFlow, Keras looks into these before it trains.
+EMPTY = {
+    "an empty PyDataset": lambda: Batches([]),
     "an empty torch DataLoader": lambda: loader(X[:0], Y[:0]),
 }
+if keras.backend.backend() == "tensorflow":
+    REFUSED |= EMPTY
 
 
 def iter_nothing():
@@ -57,6 +62,12 @@ def iter_nothing():
 @pytest.mark.parametrize("case", REFUSED)
 def test_refused_as_reg_data(case):
     check_refused_as_reg_data(REFUSED[case]())
+
+
+@pytest.mark.parametrize("case", EMPTY)
+def test_empty_reg_data_in_batches(case):
+    match = "at least one example|This came up with `reg_data`"
+    check_fit_refuses(refusing_model(), match, reg_data=EMPTY[case]())
 
 
 @pytest.mark.parametrize("case", REFUSED)

@@ -75,7 +75,9 @@ def test_one_optimizer_for_both():
     make_model().compile("adam", "mse", rho_optimizer="adam")
 
 
-@pytest.mark.parametrize("run_eagerly", [True, False])
+@pytest.mark.parametrize(
+    "run_eagerly", [True, pytest.param(False, marks=pytest.mark.slow)]
+)
 def test_data_of_another_kind_in_a_later_fit(run_eagerly):
     pandas = pytest.importorskip("pandas")
     x, y = make_data(24, seed=1)

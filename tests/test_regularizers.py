@@ -5,6 +5,9 @@ import numpy as np
 import pytest
 import scipy.optimize
 from forms import Batches
+from helpers import JIT
+from helpers import executions_of
+from helpers import needs_executions_of
 from sklearn.linear_model import Lasso
 
 import keras_crossreg as kcr
@@ -14,7 +17,6 @@ ROWS, REG_ROWS, FEATURES = 60, 100, 6
 
 EAGER = dict(run_eagerly=True)
 GRAPH = dict(run_eagerly=False, jit_compile=False)
-JIT = dict(run_eagerly=False, jit_compile=True)
 
 
 @keras.saving.register_keras_serializable(package="tests")
@@ -147,6 +149,7 @@ def lasso_of_norm(x, y, norm):
     ids=["adam", "jit", "sgd", "adamw", "steps_per_execution"],
 )
 def test_l1_is_the_lasso_at_that_norm_zeros_included(level, arguments):
+    needs_executions_of(arguments.get("steps_per_execution", 1))
     x, y, _, _ = problem()
     expected = lasso_of_norm(x, y, level)
     kernel = train_at("l1", level, **arguments)
@@ -160,14 +163,14 @@ def test_l1_is_the_lasso_at_that_norm_zeros_included(level, arguments):
 def test_smooth_complexities_reach_the_constrained_optimum(kind):
     x, y, _, _ = problem()
     expected = optimum(kind, 0.5, x, y)
-    kernel = train_at(kind, 0.5, steps=1500, steps_per_execution=50)
+    kernel = train_at(kind, 0.5, steps=1500, **executions_of(50))
     np.testing.assert_allclose(kernel, expected, atol=2e-3)
 
 
 def test_group_l1_leaves_out_whole_inputs():
     x, y, _, _ = problem(outputs=3)
     level = 2.0
-    w = train_at("group", level, 1500, outputs=3, steps_per_execution=50)
+    w = train_at("group", level, 1500, outputs=3, **executions_of(50))
     w = w.astype("float64")
     norms = np.sqrt((w**2).sum(1))
     zero = norms == 0

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from helpers import compile_model
 from helpers import make_model
+from helpers import needs_executions_of
 from keras import ops
 
 import keras_crossreg as kcr
@@ -288,7 +289,9 @@ class CenteredNet(kcr.CrossRegModel):
 
 
 @pytest.mark.parametrize("call", ["predict", "samples", "evaluate", "batch"])
-@pytest.mark.parametrize("run_eagerly", [True, False])
+@pytest.mark.parametrize(
+    "run_eagerly", [True, pytest.param(False, marks=pytest.mark.slow)]
+)
 def test_a_subclassed_model_that_was_never_fitted(call, run_eagerly, tmp_path):
     model = compile_model(CenteredNet(), loss="mse", num_samples=8)
     model(X)
@@ -316,9 +319,11 @@ def test_a_subclassed_model_that_was_never_fitted(call, run_eagerly, tmp_path):
 
 @WARNS
 def test_a_subclassed_model_with_steps_per_execution_is_looked_at_once():
+    needs_executions_of(2)
     model = CenteredNet()
     model(X)
-    model.compile("sgd", "mse", steps_per_execution=2)
+    # Eagerly it is the same, and quicker.
+    model.compile("sgd", "mse", steps_per_execution=2, run_eagerly=True)
     y = X[:, [0] * 4]
     first = model.evaluate(X, y, batch_size=6, verbose=0)
     assert first == model.evaluate(X, y, batch_size=6, verbose=0)

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from helpers import JIT
 from helpers import Rows
 from helpers import compile_model
 from helpers import make_data
@@ -16,7 +17,6 @@ K = 4
 
 EAGER = dict(run_eagerly=True)
 GRAPH = dict(run_eagerly=False, jit_compile=False)
-JIT = dict(run_eagerly=False, jit_compile=True)
 
 
 class Tiled(kcr.CrossRegModel):
@@ -116,7 +116,7 @@ def test_predictions_are_those_of_a_repeated_batch(graph):
     [
         ("direct", EAGER),
         ("one_step", EAGER),
-        ("one_step", GRAPH),
+        pytest.param("one_step", GRAPH, marks=pytest.mark.slow),
         pytest.param("direct", JIT, marks=pytest.mark.slow),
         pytest.param("one_step", JIT, marks=pytest.mark.slow),
     ],

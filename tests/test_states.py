@@ -105,7 +105,9 @@ def test_samples_and_scores_are_of_separate_runs(run_eagerly):
 
 
 @EAGER
-@pytest.mark.parametrize("num_samples", [1, 3])
+@pytest.mark.parametrize(
+    "num_samples", [1, pytest.param(3, marks=pytest.mark.slow)]
+)
 @pytest.mark.filterwarnings("ignore:With `num_samples=1`")
 def test_the_regularization_set_leaves_no_state(num_samples, run_eagerly):
     model = make_stateful(num_samples=num_samples, run_eagerly=run_eagerly)

@@ -47,9 +47,14 @@ def test_samples_leave_the_predict_function_alone():
 
 def test_samples_of_a_predict_step_of_ones_own():
     class Own(kcr.CrossRegModel):
-        def predict_step(self, data):
+        def predict_step(self, *args):
+            *state, data = args
             x, *_ = keras.utils.unpack_x_y_sample_weight(data)
-            return {"twice": 2 * self(x, training=False)}
+            if not state:
+                return {"twice": 2 * self(x, training=False)}
+            # On JAX.
+            y, rest = self.stateless_call(*state[0], x, training=False)
+            return {"twice": 2 * y}, rest
 
     x, _ = make_data()
     model = make_model(cls=Own)

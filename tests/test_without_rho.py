@@ -9,6 +9,7 @@ from form_checks import without_rho
 from forms import Batches
 from forms import batches
 from helpers import assert_same
+from helpers import executions_of
 from helpers import make_data
 from helpers import make_model
 from helpers import values
@@ -40,7 +41,7 @@ CASES = {
         dict(
             compile_arguments=dict(
                 run_eagerly=False,
-                steps_per_execution=3,
+                **executions_of(3),
                 weighted_metrics=["accuracy"],
             ),
             sample_weight=np.linspace(0, 2, 24),
@@ -64,7 +65,9 @@ def test_equals_keras_model(case):
     check_equals_keras_model(data, **arguments)
 
 
-@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize(
+    "wrapped", [pytest.param(False, marks=pytest.mark.slow), True]
+)
 def test_subclassed_equals_keras_model(wrapped):
     def call(self, inputs, training=None):
         return self.classes(self.drop(self.hidden(inputs), training=training))

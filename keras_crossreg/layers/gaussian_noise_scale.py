@@ -8,6 +8,7 @@ import keras
 from keras import ops
 
 from keras_crossreg import random
+from keras_crossreg.checks import check_boolean
 from keras_crossreg.layers.rho_layer import RhoLayer
 from keras_crossreg.layers.rho_layer import shape_of_axes
 from keras_crossreg.primitives import evaluated_after
@@ -80,7 +81,7 @@ class GaussianNoiseScale(RhoLayer):
         super().__init__(**kwargs)
         self.initial_scale = check_start("initial_scale", initial_scale)
         self.axis = tuple(axis) if isinstance(axis, (list, tuple)) else axis
-        self.relative = relative
+        self.relative = check_boolean("relative", relative)
         self.seed = seed
         self.seed_generator = random.SeedGenerator(seed)
 

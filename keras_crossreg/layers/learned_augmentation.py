@@ -128,7 +128,9 @@ class LearnedAugmentation(RhoLayer):
                 f"Received: fill_mode={fill_mode}"
             )
         self.fill_mode = fill_mode
-        self.data_format = data_format or keras.config.image_data_format()
+        if data_format is None:
+            data_format = keras.config.image_data_format()
+        self.data_format = data_format
         if self.data_format not in DATA_FORMATS:
             raise ValueError(
                 f"`data_format` must be one of {DATA_FORMATS}. "
@@ -185,7 +187,8 @@ class LearnedAugmentation(RhoLayer):
         """
         wide = "float64" if self.compute_dtype == "float64" else "float32"
         shape = (len(UNITS) + 1, batch_size)
-        u = 2.0 * random.uniform(shape, self.seed_generator, wide) - 1.0
+        u = random.uniform(shape, self.seed_generator, wide, batch_axis=1)
+        u = 2.0 * u - 1.0
         draws = {name: u[i] for i, name in enumerate(UNITS)}
         draws["translation"] = ops.stack([u[0], u[-1]])
         widths = {
@@ -215,7 +218,9 @@ def affine_matrix(amounts: dict[str, Any]) -> Any:
         Tensor `(batch, 2, 3)`: from `(y, x, 1)` to `(y, x)`.
     """
     angle = amounts["rotation"] * (math.pi / 180)
-    slope = ops.tan(amounts["shear"] * (math.pi / 180))
+    shear = amounts["shear"] * (math.pi / 180)
+    # A tangent is no operation of LiteRT.
+    slope = ops.sin(shear) / ops.cos(shear)
     scale = ops.exp(amounts["zoom"])
     sin, cos = ops.sin(angle), ops.cos(angle)
     shift_y, shift_x = amounts["translation"][0], amounts["translation"][1]
@@ -300,11 +305,19 @@ def _neighbors(
 def _inside(index: Any, size: Any, fill_mode: str) -> Any:
     """The pixel of the image that stands at an index beyond its edges."""
     if fill_mode == "wrap":
-        return ops.mod(index, size)
+        return _remainder(index, size)
     if fill_mode == "reflect":
-        index = ops.mod(index, 2 * size)
+        index = _remainder(index, 2 * size)
         return ops.minimum(index, 2 * size - 1 - index)
     return ops.clip(index, 0, size - 1)
+
+
+def _remainder(index: Any, size: Any) -> Any:
+    """`index % size`, from 0 to `size - 1`.
+
+    ONNX has it, as tf2onnx writes it, with the sign of the index.
+    """
+    return ops.mod(ops.mod(index, size) + size, size)
 
 
 def _cover(position: Any, size: Any) -> Any:

@@ -109,7 +109,14 @@ class LearnedDropout(RhoLayer):
         )
         self.axis = tuple(axis) if isinstance(axis, (list, tuple)) else axis
         self.seed = seed
-        self.noise_shape = None if noise_shape is None else tuple(noise_shape)
+        if noise_shape is not None:
+            if not isinstance(noise_shape, (list, tuple)):
+                raise ValueError(
+                    "`noise_shape` must be a tuple or `None`. "
+                    f"Received: noise_shape={noise_shape}"
+                )
+            noise_shape = tuple(noise_shape)
+        self.noise_shape = noise_shape
         self.seed_generator = random.SeedGenerator(seed)
 
     def build(self, input_shape: Any) -> None:

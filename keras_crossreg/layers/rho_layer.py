@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable
 from typing import Any
 
@@ -47,10 +48,10 @@ class RhoLayer(keras.layers.Layer):
     ...         if not (training or sampling):
     ...             return inputs
     ...         width = self.rho_value(self.rho, sampling)
-    ...         noise = keras.random.uniform(
-    ...             ops.shape(inputs), -1.0, 1.0, seed=self.seed_generator
+    ...         u = kcr.random.uniform(
+    ...             ops.shape(inputs), self.seed_generator
     ...         )
-    ...         return inputs + ops.cast(width * noise, inputs.dtype)
+    ...         return inputs + ops.cast(width * (2 * u - 1), inputs.dtype)
     """
 
     #: Whether a sampling pass through the layer draws noise.
@@ -64,6 +65,11 @@ class RhoLayer(keras.layers.Layer):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         for value in tree.flatten((args, kwargs)):
             dtype = str(getattr(value, "dtype", ""))
+            if any(kind in dtype for kind in ("string", "<U", "object")):
+                raise ValueError(
+                    f"`{type(self).__name__}` takes numbers. "
+                    f"Received: inputs of dtype {dtype}"
+                )
             if "complex" in dtype:
                 raise ValueError(
                     f"`{type(self).__name__}` takes real numbers: pass it the "
@@ -175,6 +181,11 @@ def shape_of_axes(
         return ()
     axes = axis if isinstance(axis, tuple) else (axis,)
     rank = len(input_shape)
+    if not all(isinstance(a, numbers.Integral) for a in axes):
+        raise ValueError(
+            "`axis` must be an integer, a tuple of integers or `None`. "
+            f"Received: axis={axis}"
+        )
     wrong = [a for a in axes if not -rank <= a < rank or a % rank == 0]
     if wrong or any(input_shape[a] is None for a in axes):
         raise ValueError(

@@ -9,6 +9,8 @@ import numpy as np
 from keras import ops
 
 from keras_crossreg._keras import set_lower_is_better
+from keras_crossreg.checks import check_boolean
+from keras_crossreg.checks import check_integer
 from keras_crossreg.metrics.probabilities import standardize
 
 # The histogram that bins of equal mass are made from: so many cells, and for
@@ -92,15 +94,10 @@ class ExpectedCalibrationError(keras.metrics.Metric):
         dtype: Any = None,
     ) -> None:
         super().__init__(name=name, dtype=dtype)
-        if not num_bins >= 1 or int(num_bins) != num_bins:
-            raise ValueError(
-                "`num_bins` must be an integer of 1 or more. "
-                f"Received: num_bins={num_bins}"
-            )
-        self.num_bins = int(num_bins)
-        self.equal_mass = equal_mass
-        self.class_wise = class_wise
-        self.from_logits = from_logits
+        self.num_bins = check_integer("num_bins", num_bins, 1)
+        self.equal_mass = check_boolean("equal_mass", equal_mass)
+        self.class_wise = check_boolean("class_wise", class_wise)
+        self.from_logits = check_boolean("from_logits", from_logits)
         set_lower_is_better(self)
         # A border lies between one cell and the next.
         self._edges = np.linspace(0, 1, self.num_bins + 1)[1:-1]

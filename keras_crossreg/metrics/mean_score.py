@@ -8,6 +8,7 @@ import keras
 from keras import ops
 
 from keras_crossreg._keras import set_lower_is_better
+from keras_crossreg.checks import check_boolean
 from keras_crossreg.metrics.probabilities import standardize
 
 
@@ -16,7 +17,7 @@ class MeanScore(keras.metrics.Mean):
 
     def __init__(self, from_logits: bool, name: str, dtype: Any) -> None:
         super().__init__(name=name, dtype=dtype)
-        self.from_logits = from_logits
+        self.from_logits = check_boolean("from_logits", from_logits)
         set_lower_is_better(self)
 
     def score(self, y: Any, scores: Any) -> Any:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_crossreg._keras import get_keras_mask
+from keras_crossreg._keras import is_at_hand
 
 # How far probabilities may be from a sum of one, and from [0, 1]: the first
 # for sixteen bits and for rounded numbers, the second for rounding alone.
@@ -42,6 +44,7 @@ def standardize(
             do not fit.
     """
     mask = get_keras_mask(y_pred)
+    _check_numbers(name, y_true=y_true, y_pred=y_pred)
     y_pred = ops.convert_to_tensor(y_pred)
     dtype = keras.backend.standardize_dtype(y_pred.dtype)
     dtype = keras.backend.result_type(dtype, "float32")
@@ -60,6 +63,13 @@ def standardize(
             f"y_pred of shape {tuple(y_pred.shape)}"
         )
 
+    for given, expected in zip(y.shape[:-1], scores.shape[:-1], strict=True):
+        if None not in (given, expected) and given != expected:
+            raise ValueError(
+                f"`{name}` expects a label for every prediction. Received: "
+                f"y_true of shape {tuple(ops.shape(y_true))}, y_pred of shape "
+                f"{tuple(y_pred.shape)}"
+            )
     lead = tuple(ops.shape(scores)[:-1])
     weight = _weights(sample_weight, mask, lead, dtype)
     scores = ops.reshape(scores, (-1, size))
@@ -71,7 +81,11 @@ def standardize(
         y = ops.cast(y, dtype)
         y = ops.concatenate([1 - y, y], axis=-1)
     elif y.shape[-1] == 1:
-        y = ops.one_hot(ops.cast(y[:, 0], "int32"), size, dtype=dtype)
+        labels = ops.cast(y[:, 0], "int32")
+        # A label between two classes is none.
+        is_whole = ops.cast(ops.cast(labels, y.dtype) == y[:, 0], dtype)
+        y = ops.one_hot(labels, size, dtype=dtype)
+        y = y * ops.expand_dims(is_whole, -1)
     else:
         y = ops.cast(y, dtype)
 
@@ -106,12 +120,30 @@ def standardize(
     return y, scores, weight, valid
 
 
+def _check_numbers(name: str, **values: Any) -> None:
+    for argument, value in values.items():
+        dtype = getattr(value, "dtype", None)
+        dtype = str(np.asarray(value).dtype if dtype is None else dtype)
+        if any(kind in dtype for kind in ("U", "S", "O", "string", "object")):
+            raise ValueError(
+                f"`{name}` expects numbers. Received: {argument} of dtype "
+                f"{dtype}"
+            )
+
+
 def _weights(sample_weight: Any, mask: Any, lead: Any, dtype: str) -> Any:
     weight = None
     for given in (sample_weight, mask):
         if given is None:
             continue
         given = ops.cast(ops.convert_to_tensor(given), dtype)
+        rows = given.shape[0] if len(given.shape) else 1
+        if isinstance(lead[0], int) and rows not in (None, 1, lead[0]):
+            raise ValueError(
+                "Sample weights must have one row for each prediction, "
+                f"{lead[0]}. Received: sample_weight of shape "
+                f"{tuple(given.shape)}"
+            )
         if len(given.shape) == len(lead) + 1:
             given = ops.squeeze(given, -1)
         while len(given.shape) < len(lead):
@@ -129,8 +161,13 @@ def _are_probabilities(p: Any) -> Any:
 
 
 def _raise_unless(valid: Any, message: str, values: Any) -> None:
-    # In compiled code there is nothing to look at, and tensors have no such
-    # method; there the result says so.
-    if hasattr(valid, "numpy") and not bool(valid):
+    if not is_at_hand(valid):
+        return
+    try:
+        is_valid = bool(ops.convert_to_numpy(valid))
+    except (NotImplementedError, TypeError):
+        # In compiled code there is nothing to look at; the result says so.
+        return
+    if not is_valid:
         values = ops.convert_to_numpy(values)
         raise ValueError(message.format(values.min(), values.max()))

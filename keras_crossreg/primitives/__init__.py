@@ -7,26 +7,82 @@ a backend are one file, which lists what a new one has to bring.
 from keras_crossreg.primitives.errors import NotDifferentiableTwice
 from keras_crossreg.supported_backends import check_backend
 
-if check_backend() == "tensorflow":
+_BACKEND = check_backend()
+
+if _BACKEND == "tensorflow":
+    from keras_crossreg.primitives.tensorflow import apply_gradients
+    from keras_crossreg.primitives.tensorflow import draw_in_runtime
     from keras_crossreg.primitives.tensorflow import evaluated_after
     from keras_crossreg.primitives.tensorflow import gradient
     from keras_crossreg.primitives.tensorflow import gradient_in_passes
+    from keras_crossreg.primitives.tensorflow import in_passes
+    from keras_crossreg.primitives.tensorflow import maximum
+    from keras_crossreg.primitives.tensorflow import minimum
+    from keras_crossreg.primitives.tensorflow import normal
+    from keras_crossreg.primitives.tensorflow import on_device_of
     from keras_crossreg.primitives.tensorflow import replica_index
     from keras_crossreg.primitives.tensorflow import rows
     from keras_crossreg.primitives.tensorflow import second_order
+    from keras_crossreg.primitives.tensorflow import seed_scope
     from keras_crossreg.primitives.tensorflow import uniform
     from keras_crossreg.primitives.tensorflow import value_and_gradient
     from keras_crossreg.primitives.tensorflow import value_and_gradients
     from keras_crossreg.primitives.tensorflow import vector_jacobian
+elif _BACKEND == "jax":
+    from keras_crossreg.primitives.jax import apply_gradients
+    from keras_crossreg.primitives.jax import draw_in_runtime
+    from keras_crossreg.primitives.jax import evaluated_after
+    from keras_crossreg.primitives.jax import gradient
+    from keras_crossreg.primitives.jax import gradient_in_passes
+    from keras_crossreg.primitives.jax import in_passes
+    from keras_crossreg.primitives.jax import maximum
+    from keras_crossreg.primitives.jax import minimum
+    from keras_crossreg.primitives.jax import normal
+    from keras_crossreg.primitives.jax import on_device_of
+    from keras_crossreg.primitives.jax import replica_index
+    from keras_crossreg.primitives.jax import rows
+    from keras_crossreg.primitives.jax import second_order
+    from keras_crossreg.primitives.jax import seed_scope
+    from keras_crossreg.primitives.jax import uniform
+    from keras_crossreg.primitives.jax import value_and_gradient
+    from keras_crossreg.primitives.jax import value_and_gradients
+    from keras_crossreg.primitives.jax import vector_jacobian
+elif _BACKEND == "torch":
+    from keras_crossreg.primitives.torch import apply_gradients
+    from keras_crossreg.primitives.torch import draw_in_runtime
+    from keras_crossreg.primitives.torch import evaluated_after
+    from keras_crossreg.primitives.torch import gradient
+    from keras_crossreg.primitives.torch import gradient_in_passes
+    from keras_crossreg.primitives.torch import in_passes
+    from keras_crossreg.primitives.torch import maximum
+    from keras_crossreg.primitives.torch import minimum
+    from keras_crossreg.primitives.torch import normal
+    from keras_crossreg.primitives.torch import on_device_of
+    from keras_crossreg.primitives.torch import replica_index
+    from keras_crossreg.primitives.torch import rows
+    from keras_crossreg.primitives.torch import second_order
+    from keras_crossreg.primitives.torch import seed_scope
+    from keras_crossreg.primitives.torch import uniform
+    from keras_crossreg.primitives.torch import value_and_gradient
+    from keras_crossreg.primitives.torch import value_and_gradients
+    from keras_crossreg.primitives.torch import vector_jacobian
 
 __all__ = [
     "NotDifferentiableTwice",
+    "apply_gradients",
+    "draw_in_runtime",
     "evaluated_after",
     "gradient",
     "gradient_in_passes",
+    "in_passes",
+    "maximum",
+    "minimum",
+    "normal",
+    "on_device_of",
     "replica_index",
     "rows",
     "second_order",
+    "seed_scope",
     "uniform",
     "value_and_gradient",
     "value_and_gradients",

@@ -30,12 +30,41 @@ def evaluated_after(results: Any) -> contextlib.AbstractContextManager[Any]:
     return scope
 
 
+def in_passes(function: Callable[[], Any], num_passes: int) -> list[Any]:
+    """`function()` so often, one after the other, as a list."""
+    parts: list[Any] = []
+    for _ in range(num_passes):
+        with evaluated_after(parts[-1:]):
+            parts.append(function())
+    return parts
+
+
+def maximum(a: Any, b: Any) -> Any:
+    """The larger one of two sizes, integers or tensors."""
+    return keras.ops.maximum(a, b)
+
+
+def minimum(a: Any, b: Any) -> Any:
+    """The smaller one of two sizes, integers or tensors."""
+    return keras.ops.minimum(a, b)
+
+
 def replica_index() -> Any:
     """Its number, an integer or a tensor; `None` where there is one alone."""
     context = tf.distribute.get_replica_context()
     if context is None or context.num_replicas_in_sync == 1:
         return None
     return context.replica_id_in_sync_group
+
+
+def on_device_of(tensor: Any) -> contextlib.AbstractContextManager[Any]:
+    """Nothing: TensorFlow leaves tensors where they are."""
+    return contextlib.nullcontext()
+
+
+def seed_scope() -> contextlib.AbstractContextManager[Any]:
+    """Nothing: seeds are where everything is."""
+    return contextlib.nullcontext()
 
 
 # ---- Numbers -----------------------------------------------------------------
@@ -55,6 +84,19 @@ def uniform(
     return tf.random.stateless_uniform(shape, key, dtype=dtype, alg="philox")
 
 
+def draw_in_runtime(kind: str, shape: Any, dtype: str, seed: int) -> Any:
+    """`"uniform"` or `"normal"` numbers of whatever runs the graph.
+
+    ONNX and LiteRT have such operations, but none that take a state.
+    """
+    draw = tf.random.normal if kind == "normal" else tf.random.uniform
+    return draw(shape, dtype=dtype, seed=seed)
+
+
+#: What makes normal numbers as fast as uniform ones; there is none.
+normal: Callable[..., Any] | None = None
+
+
 def rows(x: Any, start: int, size: Any) -> Any:
     """`size` rows of a tensor from `start` on, fewer where it ends."""
     if isinstance(x, tf.experimental.Optional):
@@ -66,6 +108,16 @@ def rows(x: Any, start: int, size: Any) -> Any:
     taken = tf.minimum(tf.cast(size, "int64"), shape[0] - start)
     corner = tf.concat([[start], tf.zeros_like(shape[1:])], 0)
     return tf.sparse.slice(x, corner, tf.concat([[taken], shape[1:]], 0))
+
+
+# ---- Optimizers --------------------------------------------------------------
+
+
+def apply_gradients(
+    optimizer: Any, gradients: Tensors, variables: list[keras.Variable]
+) -> None:
+    """`optimizer.apply`, in a step that is compiled too."""
+    optimizer.apply(gradients, variables)
 
 
 # ---- Gradients ---------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from typing import Any
 
 import keras
@@ -52,6 +53,12 @@ class LearnedGroupL1(LearnedRegularizer):
 
     def __init__(self, axis: int | tuple[int, ...]) -> None:
         self.axis = tuple(axis) if isinstance(axis, (list, tuple)) else axis
+        axes = self.axis if isinstance(self.axis, tuple) else (self.axis,)
+        if not all(isinstance(a, numbers.Integral) for a in axes):
+            raise ValueError(
+                "`axis` must be an integer or a tuple of integers. "
+                f"Received: axis={axis}"
+            )
 
     def _other_axes(self, weight: Any) -> tuple[int, ...]:
         """Those that the norm of a group is over."""

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import keras
+from keras import ops
 
 from keras_crossreg._keras import all_layers
 from keras_crossreg._keras import is_keras_layer
@@ -327,4 +328,4 @@ class LearnedClone(GraphClone):
                 f"{[w.path for w in ours]}"
             )
         for one, other in zip(theirs, ours, strict=True):
-            other.assign(one)
+            other.assign(ops.copy(one.value))

@@ -14,6 +14,7 @@ from keras import tree
 
 from keras_crossreg._keras import all_layers
 from keras_crossreg.compile_options import CompileOptions
+from keras_crossreg.random import has_source
 from keras_crossreg.sampling import state
 from keras_crossreg.sampling.row_probe import Look
 from keras_crossreg.sampling.row_probe import look_at
@@ -137,17 +138,12 @@ class ProbedModel(keras.Model):
         test = self.test_function
         if test is not before:
 
-            def look_and_test(iterator: Any) -> Any:
+            def look_and_test(*args: Any) -> Any:
                 if self._known.look is None and self._stochastic:
-                    batches = list(
-                        itertools.islice(iterator, self.steps_per_execution)
-                    )
-                    if not batches:
-                        raise StopIteration
+                    batches, args = batches_in(args, self.steps_per_execution)
                     self.look_at_batch(batches[0])
-                    iterator = iter(batches)
                 self._make_runs()
-                return test(iterator)
+                return test(*args)
 
             self.test_function: Callable[[Any], Any] = look_and_test
         return self.test_function
@@ -159,9 +155,10 @@ class ProbedModel(keras.Model):
         predict = self.predict_function
         if predict is not before:
 
-            def look_and_predict(batches: Any) -> Any:
+            def look_and_predict(*args: Any) -> Any:
+                batches, args = batches_in(args, self.steps_per_execution)
                 self.look_at_batch(batches[0])
-                return predict(batches)
+                return predict(*args)
 
             self.predict_function: Callable[[Any], Any] = look_and_predict
         return self.predict_function
@@ -174,10 +171,16 @@ class ProbedModel(keras.Model):
         known = {id(v) for v in self.weights + self.metrics_variables}
         return [v for v in self.variables if id(v) not in known]
 
+    @property
+    def random_states(self) -> list[keras.Variable]:
+        """The states of random generators, for models around this one."""
+        return self._seeds
+
     @contextlib.contextmanager
     def _kept_seeds(self) -> Iterator[None]:
         """Leaves the random state as it was."""
-        with state.kept(self._seeds):
+        # A file for a runtime that has no variables is not to have any.
+        with state.kept([] if has_source() else self._seeds):
             yield
 
     @contextlib.contextmanager
@@ -211,10 +214,33 @@ class ProbedModel(keras.Model):
         return list(self._seen.moving)
 
     @property
+    def states_of_samples(self) -> list[keras.Variable]:
+        """The states of the samples of predictions, as far as there are any."""
+        runs = self._known.runs.values()
+        return [v for of_samples in runs for v in of_samples.states]
+
+    @property
     def moving_states(self) -> list[keras.Variable]:
         """What passes in inference mode move, but metrics."""
         metrics = {id(v) for v in self.metrics_variables}
         return [v for v in self._seen.moving if id(v) not in metrics]
+
+
+def batches_in(
+    args: tuple[Any, ...], steps: int
+) -> tuple[list[Any], tuple[Any, ...]]:
+    """The batches that one execution is given, and its arguments.
+
+    Its last argument is a list of them or an iterator. On JAX the state of the
+    model comes first.
+    """
+    *state, batches = args
+    if isinstance(batches, list):
+        return batches, args
+    taken = list(itertools.islice(batches, steps))
+    if not taken:
+        raise StopIteration
+    return taken, (*state, iter(taken))
 
 
 def _symbolic(array: Any) -> Any:

@@ -203,13 +203,18 @@ def random_inputs(model: Any) -> Any:
     """Inputs of a few rows for a functional model; `None` for other models."""
     if not isinstance(model, Functional):
         return None
-    rng = np.random.default_rng(0)
     rows = fixed_batch(model) or 2
+    rng = np.random.default_rng(0)
+    return tree.map_structure(
+        lambda tensor: random_numbers(tensor, rows, rng),
+        graph_structure(model)[0],
+    )
 
-    def draw(tensor: Any) -> Any:
-        shape = [_OPEN_SIZE if n is None else n for n in tensor.shape[1:]]
-        if keras.backend.is_float_dtype(tensor.dtype):
-            return ops.cast(rng.normal(size=(rows, *shape)), tensor.dtype)
-        return ops.cast(rng.integers(0, 2, (rows, *shape)), tensor.dtype)
 
-    return tree.map_structure(draw, graph_structure(model)[0])
+def random_numbers(spec: Any, rows: int, rng: Any = None) -> Any:
+    """A batch of random numbers, like a symbolic tensor or an `InputSpec`."""
+    rng = rng or np.random.default_rng(0)
+    shape = [_OPEN_SIZE if n is None else n for n in spec.shape[1:]]
+    if keras.backend.is_float_dtype(spec.dtype):
+        return ops.cast(rng.normal(size=(rows, *shape)), spec.dtype)
+    return ops.cast(rng.integers(0, 2, (rows, *shape)), spec.dtype)

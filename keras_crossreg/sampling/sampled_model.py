@@ -22,11 +22,14 @@ from keras_crossreg._keras import set_losses_by_layer
 from keras_crossreg.checks import check_integer
 from keras_crossreg.compile_options import CompileOptions
 from keras_crossreg.primitives import evaluated_after
+from keras_crossreg.primitives import in_passes
+from keras_crossreg.random import has_source
 from keras_crossreg.random import sampling_pass
 from keras_crossreg.sampling import averaging
 from keras_crossreg.sampling.late_tiling import LateTiling
 from keras_crossreg.sampling.late_tiling import can_tile_late
 from keras_crossreg.sampling.probed_model import ProbedModel
+from keras_crossreg.sampling.probed_model import batches_in
 
 # Most samples of a prediction that are made in one pass. More are made in
 # several passes, one after the other, so that memory does not grow with them.
@@ -169,13 +172,25 @@ class SampledModel(ProbedModel):
     ) -> list[Any]:
         """K samples or a few more, in passes of the same number of them."""
         in_each = self._in_each_pass(num_samples, most)
-        parts: list[Any] = []
-        with _mean_of_losses(self) as note:
-            for _ in range(0, num_samples, in_each):
-                with evaluated_after(parts[-1:]):
-                    parts.append(self._sample(x, in_each))
-                note()
-        return parts
+        passes = -(-num_samples // in_each)
+        set_losses_by_layer(self, None)
+        if passes == 1:
+            return [self._sample(x, in_each)]
+
+        def sample() -> tuple[Any, list[list[Any]]]:
+            samples = self._sample(x, in_each)
+            losses = losses_by_layer(self)
+            # Keras clears them in a call that is in no other call alone.
+            set_losses_by_layer(self, None)
+            return samples, losses
+
+        if has_source():
+            # A loop is traced once: passes would have one draw in common.
+            parts = [sample() for _ in range(passes)]
+        else:
+            parts = in_passes(sample, passes)
+        _set_mean_of_losses(self, [losses for _, losses in parts])
+        return [samples for samples, _ in parts]
 
     def _in_each_pass(self, num_samples: int, most: int) -> int:
         """K shared out to passes of at most so many, or of one each."""
@@ -201,7 +216,9 @@ class SampledModel(ProbedModel):
         runs = self._sample_runs(num_samples)
         parts: list[Any] = []
         ends: list[list[Any]] = []
-        with self._kept_seeds(), _mean_of_losses(self) as note:
+        losses: list[Any] = []
+        set_losses_by_layer(self, None)
+        with self._kept_seeds():
             before = [(v, ops.copy(v.value)) for v in moving]
             starts = runs.starts()
             for k in range(num_samples):
@@ -214,8 +231,10 @@ class SampledModel(ProbedModel):
                         variable.assign(values[k])
                     parts.append(self._pass(x, 1))
                     ends.append([ops.copy(v.value) for v in runs.variables])
-                note()
+                losses.append(losses_by_layer(self))
+                set_losses_by_layer(self, None)
             runs.keep(ends)
+        _set_mean_of_losses(self, losses)
         return averaging.join(parts, num_samples)
 
     @property
@@ -298,10 +317,15 @@ class SampledModel(ProbedModel):
         samples = samplers[num_samples].predict(x, batch_size, verbose, steps)
         return tree.map_structure(lambda y: y.swapaxes(0, 1), samples)
 
-    def _make_sampler(self, num_samples: int) -> _Sampler:
+    @property
+    def _sampler_class(self) -> type[Sampler]:
+        """What `predict_samples` predicts with; of a backend."""
+        return Sampler
+
+    def _make_sampler(self, num_samples: int) -> Sampler:
         self._look_for_predictions()
         with self._creation_scope():
-            sampler = _Sampler(self, num_samples)
+            sampler = self._sampler_class(self, num_samples)
         sampler.compile(
             run_eagerly=self.run_eagerly,
             steps_per_execution=self.steps_per_execution,
@@ -310,7 +334,7 @@ class SampledModel(ProbedModel):
         return sampler
 
 
-class _Sampler(keras.Model):
+class Sampler(keras.Model):
     """Predicts the samples that another model averages.
 
     A model of its own, with a predict function of its own: what one thread
@@ -320,9 +344,21 @@ class _Sampler(keras.Model):
     def __init__(self, model: SampledModel, num_samples: int) -> None:
         super().__init__()
         # Keras would count its weights, and their losses, twice.
-        self._of = lambda: model
+        self.of = lambda: model
         self.num_samples = num_samples
         self.built = True
+
+    # On JAX, the state that a step is given: that of the other model.
+
+    @property
+    def trainable_variables(self) -> list[keras.Variable]:
+        found: list[keras.Variable] = self.of().trainable_variables
+        return found
+
+    @property
+    def non_trainable_variables(self) -> list[keras.Variable]:
+        found: list[keras.Variable] = self.of().non_trainable_variables
+        return found
 
     def make_predict_function(self, force: bool = False) -> Any:
         before = self.predict_function
@@ -330,40 +366,27 @@ class _Sampler(keras.Model):
         predict = self.predict_function
         if predict is not before:
 
-            def look_and_predict(batches: Any) -> Any:
-                self._of().look_at_batch(batches[0], self.num_samples)
-                return predict(batches)
+            def look_and_predict(*args: Any) -> Any:
+                batches, args = batches_in(args, self.steps_per_execution)
+                self.of().look_at_batch(batches[0], self.num_samples)
+                return predict(*args)
 
             self.predict_function: Callable[[Any], Any] = look_and_predict
         return self.predict_function
 
     def predict_step(self, *args: Any) -> Any:
-        model = self._of()
+        model = self.of()
         with sampled_calls(model, self.num_samples, _examples_first):
             return model.predict_step(*args)
 
 
-@contextlib.contextmanager
-def _mean_of_losses(model: Any) -> Iterator[Callable[[], None]]:
-    """What layers add to the loss is the mean over the passes within.
-
-    What it yields is called after each pass.
-    """
-    passes: list[Any] = []
-
-    def note() -> None:
-        passes.append(losses_by_layer(model))
-        # Keras clears them in a call that is in no other call alone.
-        set_losses_by_layer(model, None)
-
-    set_losses_by_layer(model, None)
-    yield note
-    if any(passes[0]):
-        means = [
-            [sum(terms) / len(passes) for terms in zip(*of_layer, strict=True)]
-            for of_layer in zip(*passes, strict=True)
-        ]
-        set_losses_by_layer(model, means)
+def _set_mean_of_losses(model: Any, passes: list[list[list[Any]]]) -> None:
+    """Sets what layers add to the loss to the mean over several passes."""
+    means = [
+        [sum(terms) / len(passes) for terms in zip(*of_layer, strict=True)]
+        for of_layer in zip(*passes, strict=True)
+    ]
+    set_losses_by_layer(model, means)
 
 
 def _predicting(step: Any) -> Any:

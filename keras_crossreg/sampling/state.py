@@ -17,25 +17,12 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_crossreg._keras import NestedScope
 from keras_crossreg._keras import all_layers
+from keras_crossreg.primitives import on_device_of
 
 # The name of the state of every `keras.random.SeedGenerator`.
 _SEED = "seed_generator_state"
-
-
-class _WatchedScope(keras.StatelessScope):
-    """Within, variables keep their values; notes those that would not.
-
-    Keras tracks the weights of a layer, but not recurrent states.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(collect_losses=True)
-        self.assigned: dict[int, keras.Variable] = {}
-
-    def add_update(self, update: Any) -> None:
-        self.assigned[id(update[0])] = update[0]
-        super().add_update(update)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,10 +43,14 @@ class Call:
 
 
 def watched(function: Callable[[], Any]) -> Call:
-    """Calls a function, and leaves variables as they were."""
-    with _WatchedScope() as scope:
+    """Calls a function, and leaves variables as they were.
+
+    Notes those that it would move: Keras tracks the weights of a layer, but
+    not recurrent states.
+    """
+    with NestedScope(collect_losses=True) as scope:
         result = function()
-    assigned = scope.assigned.values()
+    assigned = scope.updated
     moved = tuple(v for v in assigned if v.name != _SEED)
     return Call(result, scope.losses, moved, len(moved) < len(assigned))
 
@@ -79,12 +70,19 @@ def reset_states(model: keras.Model) -> None:
 @contextlib.contextmanager
 def kept(variables: Sequence[keras.Variable]) -> Iterator[None]:
     """Leaves variables as they were."""
-    before = [ops.copy(v.value) for v in variables]
+    before = [_copy(v) for v in variables]
     try:
         yield
     finally:
         for variable, value in zip(variables, before, strict=True):
-            variable.assign(value)
+            with on_device_of(value):
+                variable.assign(value)
+
+
+def _copy(variable: keras.Variable) -> Any:
+    value = variable.value
+    with on_device_of(value):
+        return ops.copy(value)
 
 
 class SampleRuns:
@@ -104,7 +102,9 @@ class SampleRuns:
         self.variables = variables
         self.states = [
             keras.Variable(
-                ops.repeat(ops.expand_dims(v, 0), num_samples, axis=0),
+                ops.copy(
+                    ops.repeat(ops.expand_dims(v, 0), num_samples, axis=0)
+                ),
                 trainable=False,
                 dtype=v.dtype,
                 name="states_of_samples",

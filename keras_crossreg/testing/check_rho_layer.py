@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import tempfile
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,7 +26,7 @@ def check_rho_layer(
     input_data: Any = None,
     call_kwargs: dict[str, Any] | None = None,
     supports_masking: bool = True,
-    dtype_policies: Sequence[str] = DTYPE_POLICIES,
+    dtype_policies: Sequence[str] | None = None,
     jit_compile: bool = True,
 ) -> None:
     """Checks that a layer keeps the contract of layers that own a rho.
@@ -65,10 +66,11 @@ def check_rho_layer(
         supports_masking: Boolean, whether a mask must go through the layer.
             Defaults to `True`.
         dtype_policies: Names of the dtype policies that the layer is for.
-            Defaults to `"float32"`, `"mixed_float16"`, `"mixed_bfloat16"` and
-            `"float64"`.
-        jit_compile: Boolean, whether XLA must compile a sampling pass.
-            Defaults to `True`.
+            Defaults to `"float32"`, `"mixed_float16"`, `"mixed_bfloat16"` and,
+            where the backend computes in it, `"float64"`: JAX has to be asked
+            to, by `jax_enable_x64`.
+        jit_compile: Boolean, whether XLA must compile a sampling pass. Not
+            looked at on PyTorch, which has none. Defaults to `True`.
 
     Raises:
         AssertionError: If the layer breaks the contract. It says where, and
@@ -97,6 +99,12 @@ def check_rho_layer(
     layer = LayerContract(*arguments)
     layer.check_config(init_kwargs or {})
     layer.check_signature()
+    if dtype_policies is None:
+        dtype_policies = [
+            policy
+            for policy in DTYPE_POLICIES
+            if policy != "float64" or _has_float64()
+        ]
     for policy in dtype_policies:
         layer.check_dtypes(policy)
     layer.check_output_shape()
@@ -110,4 +118,13 @@ def check_rho_layer(
     with tempfile.TemporaryDirectory() as folder:
         model.check_weights_file(pathlib.Path(folder))
         model.check_fit_and_keras_file(pathlib.Path(folder))
-    model.check_compiled(jit_compile)
+    model.check_compiled(jit_compile and keras.backend.backend() != "torch")
+
+
+def _has_float64() -> bool:
+    """Whether the backend makes tensors of float64 now."""
+    with warnings.catch_warnings():
+        # JAX warns, and makes one of float32.
+        warnings.simplefilter("ignore")
+        dtype = keras.ops.zeros((), "float64").dtype
+    return bool(keras.backend.standardize_dtype(dtype) == "float64")

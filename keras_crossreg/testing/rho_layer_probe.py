@@ -91,7 +91,10 @@ class RhoLayerProbe:
             rng = np.random.default_rng(1)
             outputs = tree.flatten(model(self.x, **flags))
             return sum(
-                ops.sum(ops.cast(y, "float32") * rng.normal(size=y.shape))
+                ops.sum(
+                    ops.cast(y, "float32")
+                    * ops.cast(rng.normal(size=y.shape), "float32")
+                )
                 for y in outputs
                 if keras.backend.is_float_dtype(y.dtype)
             )

@@ -10,6 +10,7 @@ from typing import Any
 import keras
 
 from keras_crossreg import _keras
+from keras_crossreg import primitives
 from keras_crossreg.regularizers.level_sets import project_theta_steps
 from keras_crossreg.trainers.fit_state import FitState
 from keras_crossreg.trainers.fit_warnings import warn_of_curvature
@@ -64,7 +65,9 @@ class Alternation(RegularizationLoss):
         learning = self._learning_level_sets()
         for level_set in learning:
             level_set.read()
-        self.rho_optimizer.apply(gradients, self._learning_rho())
+        primitives.apply_gradients(
+            self.rho_optimizer, gradients, self._learning_rho()
+        )
         for level_set in learning:
             level_set.write()
         logs = self._reg_metrics.update(data, loss, y_pred)

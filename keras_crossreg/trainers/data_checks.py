@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import keras
+import numpy as np
+from keras import ops
 from keras import tree
 
 from keras_crossreg._keras import Functional
@@ -14,6 +16,29 @@ def check_reg_weight(reg_data: Any) -> None:
     """`check_sample_weight` of `reg_data`, as given to `fit`."""
     if isinstance(reg_data, (tuple, list)) and len(reg_data) == 3:
         check_sample_weight("`reg_data`", *reg_data[1:])
+        _check_weights_count(reg_data[2])
+
+
+def _check_weights_count(sample_weight: Any) -> None:
+    """Raises a ValueError for weights that teach rho nothing, or the wrong."""
+    arrays = [
+        w for w in tree.flatten(sample_weight) if isinstance(w, np.ndarray)
+    ]
+    if any(w.dtype.kind not in "biuf" or not w.size for w in arrays):
+        # Keras says what it takes.
+        return
+    if any(np.isnan(w).any() for w in arrays):
+        # The loss that they make says more.
+        return
+    some = not arrays or any((w != 0).any() for w in arrays)
+    if not some or any((w < 0).any() for w in arrays):
+        least = min(w.min() for w in arrays)
+        most = max(w.max() for w in arrays)
+        raise ValueError(
+            "Sample weights of `reg_data` must not be negative, and some must "
+            "be above 0: rho would learn nothing, or to make the loss worse. "
+            f"Received: sample_weight with values from {least} to {most}"
+        )
 
 
 def check_sample_weight(name: str, y: Any, sample_weight: Any) -> None:
@@ -78,3 +103,70 @@ def _complex_dtype(structure: Any) -> str:
         if "complex" in dtype:
             return str(keras.backend.standardize_dtype(array.dtype))
     return ""
+
+
+def not_finite_rows(batch: Any) -> list[int]:
+    """The examples of a batch that hold a NaN or an infinity."""
+    found: set[int] = set()
+    for array in _dense_arrays(batch):
+        if keras.backend.is_float_dtype(str(array.dtype)):
+            wrong = ~np.isfinite(array.astype("float64"))
+            axes = tuple(range(1, wrong.ndim))
+            found |= set(np.flatnonzero(wrong.any(axis=axes)).tolist())
+    return sorted(found)
+
+
+def extreme_labels(reg_data: Any) -> Any:
+    """The examples with the least and the most integer target.
+
+    Of NumPy arrays, and of those that have a weight; `None` of others. A label
+    that the loss does not take is not in the first batch alone.
+    """
+    if not isinstance(reg_data, tuple) or len(reg_data) not in (2, 3):
+        return None
+    arrays = tree.flatten(reg_data)
+    y = reg_data[1]
+    if (
+        not all(isinstance(a, np.ndarray) for a in arrays)
+        or not isinstance(y, np.ndarray)
+        or y.dtype.kind not in "iu"
+        or not y.size
+    ):
+        return None
+    flat = y.reshape(len(y), -1)
+    known = np.arange(len(y))
+    if len(reg_data) == 3:
+        weight = reg_data[2]
+        if not isinstance(weight, np.ndarray) or len(weight) != len(y):
+            return None
+        used = (weight.reshape(len(y), -1) != 0).any(axis=1)
+        known = np.flatnonzero(used)
+    if not known.size:
+        return None
+    least = known[flat[known].min(axis=1).argmin()]
+    most = known[flat[known].max(axis=1).argmax()]
+    return tree.map_structure(lambda a: a[[least, most]], reg_data)
+
+
+def label_range(y: Any) -> tuple[int, int] | None:
+    """The least and the most of integer targets; `None` where are none."""
+    arrays = [a for a in _dense_arrays(y) if a.dtype.kind in "iu" and a.size]
+    if not arrays:
+        return None
+    least, most = min(a.min() for a in arrays), max(a.max() for a in arrays)
+    return int(least), int(most)
+
+
+def _dense_arrays(structure: Any) -> list[np.ndarray]:
+    """The arrays that are neither sparse nor ragged."""
+    arrays = []
+    for tensor in tree.flatten(structure):
+        if tensor is None:
+            continue
+        try:
+            array = np.asarray(ops.convert_to_numpy(tensor))
+        except (AttributeError, NotImplementedError, TypeError, ValueError):
+            continue
+        if array.ndim:
+            arrays.append(array)
+    return arrays

@@ -102,7 +102,9 @@ def merge(
     if merged is None:
         raise ValueError(
             "`merge_epochs` needs training and regularization data that are "
-            "both arrays, or both `tf.data.Dataset` of known size. Received: "
+            "both arrays, or both datasets of the backend, of known size: "
+            "`tf.data.Dataset` on TensorFlow, a `DataLoader` without a sampler "
+            "of its own on PyTorch. Received: "
             f"x of type {type(x).__name__}, reg_data of type "
             f"{type(reg_x).__name__}"
         )

@@ -15,6 +15,7 @@ from keras_crossreg.trainers.alternation import Alternation
 from keras_crossreg.trainers.data_checks import check_not_complex
 from keras_crossreg.trainers.data_checks import check_reg_weight
 from keras_crossreg.trainers.data_checks import check_sample_weight
+from keras_crossreg.trainers.data_checks import extreme_labels
 from keras_crossreg.trainers.fit_state import FitState
 from keras_crossreg.trainers.fit_warnings import RhoWatch
 from keras_crossreg.trainers.fit_warnings import warn_of_held_rho
@@ -39,6 +40,10 @@ class Preparation(Alternation):
     ) -> RegularizationStream:
         """The regularization batches, from this one on."""
         raise NotImplementedError
+
+    def _whole_batch(self, size: int) -> int:
+        """The next size of batches that divides over devices; of a backend."""
+        return size
 
     def _prepare(
         self,
@@ -77,6 +82,10 @@ class Preparation(Alternation):
             )
             if self._check_reg_batch(like, state.stream.first_batch):
                 self._check_finite(*state.stream.not_finite())
+                rows = extreme_labels(reg_data)
+                alone = fixed is None and not self._seen.apart
+                if rows is not None and alone:
+                    self._check_values(data_lib.one_batch(rows))
                 state.clear_logs(self._reg_metrics.results())
             if not self.rho_variables:
                 state.end_stream()
@@ -116,6 +125,8 @@ class Preparation(Alternation):
         wanted = reg_batch_size
         if wanted is None and batch_size is not None:
             wanted = max(work.reg_batch_size(batch_size), self._num_replicas)
+        if wanted is not None:
+            wanted = self._whole_batch(wanted)
         stream = self._make_stream(
             reg_data,
             wanted,
@@ -127,6 +138,7 @@ class Preparation(Alternation):
                 wanted = work.smaller_batch_size(
                     stream.batch_size, batch_size or stream.batch_size
                 )
+                wanted = wanted and self._whole_batch(wanted)
             if wanted is not None and self._num_replicas == 1:
                 stream.split(wanted)
         schedule.has_enough = reg_batch_size is None and (

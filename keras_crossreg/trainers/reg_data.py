@@ -14,10 +14,13 @@ from keras import tree
 
 from keras_crossreg import primitives
 from keras_crossreg._keras import array_inputs
+from keras_crossreg._keras import batches_of
 from keras_crossreg._keras import can_convert_arrays
 from keras_crossreg._keras import convert_to_sliceable
 from keras_crossreg._keras import get_data_adapter
+from keras_crossreg._keras import take_rows
 from keras_crossreg._keras import train_validation_split
+from keras_crossreg.checks import check_integer
 from keras_crossreg.trainers.data_checks import check_reg_weight
 
 Data = tuple[Any, Any, Any]
@@ -41,18 +44,18 @@ def check_fit_arguments(
             f"reg_data of type {type(reg_data).__name__}"
         )
     # 0 stands for no split, as in `validation_split`.
-    if not isinstance(reg_split, numbers.Real) or not 0 <= reg_split < 1:
+    if (
+        not isinstance(reg_split, numbers.Real)
+        or isinstance(reg_split, bool)
+        or not 0 <= reg_split < 1
+    ):
         raise ValueError(
             f"`reg_split` must be in (0, 1). Received: reg_split={reg_split}"
         )
-    if reg_batch_size is not None and not (
-        isinstance(reg_batch_size, numbers.Integral) and reg_batch_size >= 1
-    ):
-        raise ValueError(
-            "`reg_batch_size` must be an integer of 1 or more. "
-            f"Received: reg_batch_size={reg_batch_size}"
-        )
-    if merge_epochs < 0 or merge_epochs > epochs:
+    if reg_batch_size is not None:
+        check_integer("reg_batch_size", reg_batch_size, 1)
+    check_integer("epochs", epochs, 0)
+    if check_integer("merge_epochs", merge_epochs, 0) > epochs:
         raise ValueError(
             f"`merge_epochs` must be from 0 to `epochs={epochs}`. "
             f"Received: merge_epochs={merge_epochs}"
@@ -153,7 +156,7 @@ def peek(x: Any, y: Any, sample_weight: Any) -> tuple[Any, Any]:
         return symbolic(first), (b for b in itertools.chain([first], x))
     # `get_data_adapter` refuses what Keras does not know.
     adapter = get_data_adapter(x, y, sample_weight)
-    batches = adapter.get_tf_dataset() if adapter is x else x
+    batches = batches_of(adapter) if adapter is x else x
     return symbolic(next(iter(batches), None)), x
 
 
@@ -316,6 +319,9 @@ def as_tensor(array: Any) -> Any:
     # Keras packs a sparse tensor with what it takes to slice it.
     if hasattr(converted, "ragged_indices"):
         return converted.sparse
+    # Other backends than TensorFlow slice arrays before they convert them.
+    if hasattr(converted, "convert_to_numpy"):
+        converted = take_rows(converted, slice(None))
     return ops.convert_to_tensor(converted)
 
 

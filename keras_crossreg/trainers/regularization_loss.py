@@ -21,6 +21,8 @@ from keras_crossreg.sampling import state
 from keras_crossreg.sampling.averaging import join
 from keras_crossreg.sampling.stochastic_layers import is_stochastic
 from keras_crossreg.trainers import reg_data
+from keras_crossreg.trainers.data_checks import label_range
+from keras_crossreg.trainers.data_checks import not_finite_rows
 from keras_crossreg.trainers.reg_metrics import RegMetrics
 
 
@@ -41,6 +43,8 @@ class CheckedBatch:
     like: Any = None
     key: Any = None
     train_batch: Any = None
+    #: The least and the most of the integer targets that were fine.
+    labels: tuple[int, int] = (0, -1)
 
 
 class RegularizationLoss(RhoModel):
@@ -231,7 +235,7 @@ class RegularizationLoss(RhoModel):
         values = {id(v): (v, v.value) for v in self.theta_variables}
         for s in self._level_sets:
             values[id(s.weight)] = s.weight, s.moved()
-        with keras.StatelessScope(list(values.values()), collect_losses=True):
+        with _keras.NestedScope(list(values.values()), collect_losses=True):
             y_pred = self(x, training=True, sampling=True)
             return _keras.compute_loss(self, x, y, y_pred, sample_weight)
 
@@ -291,6 +295,45 @@ class RegularizationLoss(RhoModel):
                 "sampling=True)`), or a gradient is stopped on the way. "
                 f"Received: rho={lost}"
             )
+
+    def _check_values(self, batch: Any) -> None:
+        """Refuses a batch whose numbers fail in a rho step, or spoil rho.
+
+        Numbers that are not finite, and labels beyond those that were fine,
+        are tried before theta moves.
+        """
+        rows = not_finite_rows(batch)
+        _, y, _ = keras.utils.unpack_x_y_sample_weight(batch)
+        labels = label_range(y)
+        least, most = self._checked.labels
+        if not rows and (
+            labels is None or (least <= labels[0] and labels[1] <= most)
+        ):
+            return
+        try:
+            with self._kept_seeds():
+                loss, _, gradients, _ = self._rho_gradients(batch, batch)
+        except SecondOrderError:
+            raise
+        except Exception as error:
+            raise ValueError(
+                f"{error}\nThis came up in the regularization pass. "
+                f"Received: reg_data={reg_data.describe(batch)}, integer "
+                f"targets from {labels and labels[0]} to "
+                f"{labels and labels[1]}"
+            ) from error
+        numbers = [ops.convert_to_numpy(v) for v in (loss, *gradients)]
+        if not all(np.isfinite(v).all() for v in numbers):
+            raise ValueError(
+                "There are NaN or infinities in `reg_data`, or labels that "
+                "the loss does not take, and they make the regularization "
+                "loss one too. Leave such examples out, or mask them in the "
+                "model and in the loss. "
+                f"Received: rows of reg_data={rows}, integer targets from "
+                f"{labels and labels[0]} to {labels and labels[1]}"
+            )
+        if labels is not None:
+            self._checked.labels = min(least, labels[0]), max(most, labels[1])
 
     def _check_finite(self, rows: list[int], batch: Any) -> None:
         """Refuses examples that would make rho not a number, for good.

@@ -7,8 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 from keras_crossreg import _keras
+from keras_crossreg.checks import check_integer
 from keras_crossreg.trainers import batch_statistics
 from keras_crossreg.trainers import reg_data as data_lib
+from keras_crossreg.trainers.data_checks import check_not_complex
 from keras_crossreg.trainers.finish import Finish
 from keras_crossreg.trainers.fit_state import FitState
 from keras_crossreg.trainers.fit_warnings import RhoWatch
@@ -124,6 +126,13 @@ class CrossRegTrainer(Preparation):
                 argument is out of range; if no gradient of the regularization
                 loss reaches a rho.
         """
+        for name, value in (
+            ("batch_size", batch_size),
+            ("steps_per_epoch", steps_per_epoch),
+            ("initial_epoch", initial_epoch),
+        ):
+            if value is not None:
+                check_integer(name, value, 0)
         data_lib.check_fit_arguments(
             reg_data, reg_split, reg_batch_size, merge_epochs, epochs
         )
@@ -283,6 +292,9 @@ class CrossRegTrainer(Preparation):
             batch = data_lib.one_batch(reg_data)
             like = data_lib.symbolic((x, y, sample_weight))
             learning = self._check_reg_batch(like, batch)
+            check_not_complex(self, like, reg_data)
+            if learning:
+                self._check_values(batch)
         with self._keeping(FitState()) as state:
             logs = super().train_on_batch(
                 x,

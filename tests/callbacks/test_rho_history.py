@@ -7,6 +7,8 @@ import pathlib
 import keras
 import numpy as np
 import pytest
+from helpers import HAS_TENSORFLOW
+from helpers import NEEDS_TENSORFLOW
 from helpers import compile_model
 from helpers import fit
 from helpers import make_data
@@ -58,8 +60,9 @@ def run(tmp_path_factory):
         recorded,
         after,
         keras.callbacks.CSVLogger(folder / "log.csv"),
-        keras.callbacks.TensorBoard(folder, write_graph=False),
     ]
+    if HAS_TENSORFLOW:
+        callbacks.append(keras.callbacks.TensorBoard(folder, write_graph=False))
     reg_data = make_data(40, seed=1)
     history = fit(model, epochs=2, reg_data=reg_data, callbacks=callbacks)
     return Run(start, recorded, after, history.history, folder)
@@ -107,6 +110,7 @@ def test_csv(run):
     )
 
 
+@NEEDS_TENSORFLOW
 def test_tensorboard(run):
     from tensorboard.backend.event_processing import event_accumulator
     from tensorboard.util import tensor_util

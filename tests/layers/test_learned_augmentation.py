@@ -62,6 +62,7 @@ def replay(layer, images, state, **kwargs):
 # The warp.
 
 
+@pytest.mark.float64
 @pytest.mark.parametrize("fill_mode", SCIPY_MODES)
 @pytest.mark.parametrize("spread", [0.3, 3.0])
 def test_warp_equals_scipy(fill_mode, spread):
@@ -112,6 +113,7 @@ def test_warp_by_identity_is_exact(fill_mode):
     np.testing.assert_array_equal(outputs, images)
 
 
+@pytest.mark.float64
 @pytest.mark.parametrize("fill_mode", SCIPY_MODES)
 def test_warp_gradient_equals_finite_differences(fill_mode):
     images = make_images((2, 6, 5, 2), "float64")
@@ -300,8 +302,12 @@ def gradients_of_widths(layer, images, state, weights, **kwargs):
     return dict(zip(layer.rho, found, strict=True))
 
 
+@pytest.mark.float64
 @pytest.mark.parametrize("fill_mode", SCIPY_MODES)
 def test_gradients_equal_finite_differences(fill_mode):
+    sine = ops.sin(ops.ones((), "float64"))
+    if keras.backend.standardize_dtype(sine.dtype) != "float64":
+        pytest.skip("Keras computes sines of float64 in float32 on JAX")
     images = make_images((8, 12, 12, 2), "float64")
     images = scipy.ndimage.gaussian_filter(images, [0, 2, 2, 0])
     weights = scipy.ndimage.gaussian_filter(
@@ -315,13 +321,17 @@ def test_gradients_equal_finite_differences(fill_mode):
     for name, variable in layer.rho.items():
         (start,) = values([variable])
         step = 2.0**-12
-        losses = []
+        losses, widths = [], []
         for sign in (1, -1):
             variable.assign(start + sign * step)
             outputs = replay(layer, images, state, sampling=True)
             losses.append(float(ops.sum(outputs * weights)))
+            # Rounded to float32, each backend in its own way.
+            widths.append(layer.widths[name])
         variable.assign(start)
-        difference = (losses[0] - losses[1]) / (2 * step)
+        # The derivative of `log(1 + exp(rho))` is the logistic function.
+        slope = 1 / (1 + np.exp(-np.float64(start)))
+        difference = slope * (losses[0] - losses[1]) / (widths[0] - widths[1])
         assert abs(difference) > 1e-4
         np.testing.assert_allclose(
             float(found[name]), difference, rtol=2e-3, err_msg=name

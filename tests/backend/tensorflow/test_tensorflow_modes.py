@@ -26,7 +26,8 @@ class Counter(kcr.layers.RhoLayer):
 
 
 @pytest.mark.parametrize(
-    ("jit_compile", "steps_per_execution"), [(False, 1), (False, 3), (True, 1)]
+    ("jit_compile", "steps_per_execution"),
+    [(False, 1), (False, 3), pytest.param(True, 1, marks=pytest.mark.slow)],
 )
 def test_one_trace_for_each_shape(jit_compile, steps_per_execution):
     inputs, counter = keras.Input((3,)), Counter()
