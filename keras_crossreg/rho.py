@@ -197,6 +197,21 @@ def assign_rho(variable: keras.Variable, stored: Any) -> None:
         source.write_far()
 
 
+def note_course(variable: keras.Variable, values: list[float]) -> None:
+    """Leaves the means of a rho, from its start on, for `rho_summary()`."""
+    variable.rho_course = values
+
+
+def course_of(variable: keras.Variable) -> list[float]:
+    """The means of a rho that `RhoHistory` saw, while they hold."""
+    course: list[float] = getattr(variable, "rho_course", [])
+    now = float(np.mean(human_value(variable)))
+    is_last = bool(course) and math.isclose(
+        course[-1], now, rel_tol=1e-4, abs_tol=1e-6
+    )
+    return course if is_last else []
+
+
 def human_value(variable: keras.Variable) -> Any:
     """A rho in human units: a float, or a NumPy array where it has a shape."""
     stored = ops.convert_to_tensor(read_rho(variable))

@@ -188,6 +188,10 @@ class RhoModel(SampledModel):
     ) -> None:
         """Prints what was learned: layer, meaning, start value, value now.
 
+        And what the value means, in words, where a layer says so; and its
+        course over the epochs where `kcr.callbacks.RhoHistory` saw the `fit`
+        that it is from. The lowest bar stands for 0.
+
         In a notebook it is a rich table, as `summary()` is.
 
         Args:

@@ -1,6 +1,7 @@
 """Marking, reading, setting, freezing and printing rho."""
 
 import builtins
+import re
 import sys
 import types
 
@@ -213,7 +214,7 @@ def test_summary_shows_layer_meaning_start_and_now():
         Shift(name="own"),
     )
     model.set_rho({"one/scale": 13.0, "each/scale": [1.0, 2.0, 3.0]})
-    text = summary(model, line_length=100)
+    text = summary(model, line_length=120)
     rows = {
         name: next(line for line in text.splitlines() if f" {name} (" in line)
         for name in ("one", "each", "own")
@@ -224,7 +225,60 @@ def test_summary_shows_layer_meaning_start_and_now():
         "own": ("Shift", "shift of a feature", " - ", "0 (0 to 0, 3 values)"),
     }.items():
         assert all(part in rows[name] for part in parts), rows[name]
-    assert max(map(len, text.splitlines())) <= 100
+    assert max(map(len, text.splitlines())) <= 120
+
+
+def row_of(model, name):
+    """The lines of a row, what is in its columns in one line each."""
+    text = summary(model, line_length=140)
+    (row,) = [r for r in re.split("[├└┡]", text) if f" {name} (" in r]
+    lines = [re.split("│", r) for r in row.splitlines() if "│" in r]
+    columns = zip(*lines, strict=True)
+    return " | ".join(" ".join(" ".join(c).split()) for c in columns)
+
+
+@pytest.mark.parametrize(
+    ("layer", "words"),
+    [
+        (kcr.layers.GaussianNoiseScale(0.01), "next to no noise"),
+        (kcr.layers.GaussianNoiseScale(0.5), "0.5 times the signal"),
+        (kcr.layers.GaussianNoiseScale(1.1), "as large as the signal"),
+        (kcr.layers.LearnedDropout(0.25), "drops 25%"),
+        # Its variance is rate / (1 - rate).
+        (kcr.layers.LearnedGaussianDropout(0.2), "noise 0.5 times each input"),
+        (kcr.layers.Temperature(2.0), "predictions less sure"),
+        (kcr.layers.Temperature(0.5), "predictions surer"),
+    ],
+)
+def test_summary_says_what_a_value_means(layer, words):
+    assert words in row_of(model_of(layer), layer.name)
+
+
+def test_summary_draws_the_course_that_rho_history_saw():
+    model = model_of(kcr.layers.GaussianNoiseScale(0.5, name="one"))
+    assert "Course" not in summary(model)
+    record = kcr.callbacks.RhoHistory()
+    record.set_model(model)
+    compile_model(model)
+    record.on_train_begin()
+    for epoch, value in enumerate([1.0, 2.0, 4.0]):
+        model.set_rho({"one/scale": value})
+        record.on_epoch_end(epoch)
+    assert "Course" in summary(model)
+    # From 0.5 on; the highest bar is the largest value, and no bar is 0.
+    assert "| ▂▃▅█ |" in row_of(model, "one")
+    # It says nothing of a value that came about otherwise.
+    model.set_rho({"one/scale": 3.0})
+    assert "Course" not in summary(model)
+
+
+def test_summary_draws_long_courses_in_short():
+    model = model_of(kcr.layers.GaussianNoiseScale(0.5, name="one"))
+    compile_model(model)
+    record = kcr.callbacks.RhoHistory()
+    fit(model, epochs=30, callbacks=[record])
+    bars = [c for c in row_of(model, "one") if c in "▁▂▃▄▅▆▇█"]
+    assert len(bars) == 12
 
 
 def test_summary_without_rho():

@@ -9,6 +9,7 @@ import numpy as np
 
 from keras_crossreg._keras import count_steps
 from keras_crossreg.rho import human_value
+from keras_crossreg.rho import note_course
 from keras_crossreg.rho import rho_by_key
 from keras_crossreg.rho import rho_info
 
@@ -23,8 +24,10 @@ class RhoHistory(keras.callbacks.Callback):
     `rho/<path>/mean`, `rho/<path>/min` and `rho/<path>/max`. Every single
     value is in `history`.
 
-    Rho that are frozen are recorded too. One call of `fit` is one record: the
-    next one starts anew. It works with every `keras.Model` that has rho.
+    `model.rho_summary()` draws the course of each rho afterwards, until it
+    changes by something else. Rho that are frozen are recorded too. One call
+    of `fit` is one record: the next one starts anew. It works with every
+    `keras.Model` that has rho.
 
     Attributes:
         history: A dict `{path: array (epochs, ...)}`, in the order of the
@@ -55,6 +58,7 @@ class RhoHistory(keras.callbacks.Callback):
         self.start: dict[str, Any] = {}
         self.meanings: dict[str, str] = {}
         self._records: list[tuple[int, int, dict[str, Any]]] = []
+        self._courses: dict[str, list[float]] = {}
         self._before = self._counted = 0
 
     @property
@@ -76,11 +80,14 @@ class RhoHistory(keras.callbacks.Callback):
     def on_train_begin(self, logs: Any = None) -> None:
         self._clear()
         self.start = self._values()
+        for key, variable in rho_by_key(self.model).items():
+            self._note(key, variable, self.start[key])
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         values = self._values()
         for key, variable in rho_by_key(self.model).items():
             self.meanings[key] = rho_info(variable).meaning
+            self._note(key, variable, values[key])
         counted = count_steps(self.model.optimizer)
         if counted < self._counted:
             # The last epochs of a `fit` begin with a fresh optimizer.
@@ -89,6 +96,11 @@ class RhoHistory(keras.callbacks.Callback):
         self._records.append((epoch, self._before + counted, values))
         if logs is not None:
             logs.update(_as_logs(values))
+
+    def _note(self, key: str, variable: keras.Variable, value: Any) -> None:
+        course = self._courses.setdefault(key, [])
+        course.append(float(np.mean(value)))
+        note_course(variable, course)
 
     def _values(self) -> dict[str, Any]:
         rho = rho_by_key(self.model)

@@ -109,6 +109,14 @@ class GaussianNoiseScale(RhoLayer):
         """Sigma as learned: a float, or an array that broadcasts to inputs."""
         return human_value(self.rho)
 
+    def in_words(self, value: float) -> str:
+        """In units of a signal of variance 1, as normalized inputs have."""
+        if value < 0.05:
+            return "next to no noise"
+        if 0.8 <= value <= 1.25:
+            return "as large as the signal"
+        return f"{value:.2g} times the signal"
+
     def call(
         self,
         inputs: Any,

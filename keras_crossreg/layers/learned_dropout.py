@@ -150,6 +150,10 @@ class LearnedDropout(RhoLayer):
         """The rate as learned: a float, or an array that broadcasts."""
         return human_value(self.rho)
 
+    def in_words(self, value: float) -> str:
+        """The share of its inputs that is dropped."""
+        return f"drops {value:.0%}" if value >= 0.01 else "drops next to none"
+
     def call(
         self, inputs: Any, training: bool = False, sampling: bool | None = None
     ) -> Any:

@@ -97,6 +97,11 @@ class LearnedGaussianDropout(RhoLayer):
         """The rate as learned: a float, or an array that broadcasts."""
         return human_value(self.rho)
 
+    def in_words(self, value: float) -> str:
+        """The standard deviation of the noise, in that of each input."""
+        size = (value / max(1.0 - value, 1e-7)) ** 0.5
+        return f"noise {size:.2g} times each input"
+
     def call(
         self, inputs: Any, training: bool = False, sampling: bool | None = None
     ) -> Any:

@@ -134,6 +134,18 @@ class RhoLayer(keras.layers.Layer):
         value = to_human(ops.convert_to_tensor(rho))
         return value if sampling else ops.stop_gradient(value)
 
+    def in_words(self, value: float) -> str:
+        """What a learned value means, for `rho_summary()`.
+
+        Args:
+            value: Float, the value of rho in human units; the mean where it
+                has a shape.
+
+        Returns:
+            A few words, or nothing, as by default.
+        """
+        return ""
+
     # Keras saves no state of random generators; a model that is loaded must
     # predict, and train on, as the one that was saved would have.
 

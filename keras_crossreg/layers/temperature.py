@@ -85,6 +85,12 @@ class Temperature(RhoLayer):
         temperature: float = human_value(self.rho)
         return temperature
 
+    def in_words(self, value: float) -> str:
+        """Whether it makes predictions surer, or less sure."""
+        if 0.95 <= value <= 1.05:
+            return "predictions as sure as the logits"
+        return f"predictions {'less sure' if value > 1 else 'surer'}"
+
     def call(
         self, inputs: Any, training: bool = False, sampling: bool | None = None
     ) -> Any:
