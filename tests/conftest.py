@@ -11,6 +11,11 @@ import pytest
 
 import keras_crossreg  # noqa: F401
 
+if keras.backend.backend() == "torch":
+    from backend.torch.reading import let_numpy_read
+
+    let_numpy_read()
+
 # Tests of the other backends.
 collect_ignore_glob = [
     f"backend/{name}/*"

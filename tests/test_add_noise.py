@@ -260,13 +260,13 @@ def test_noise_behind_a_gain_is_noise_before_it():
 
     rng = np.random.default_rng(0)
     data = rng.normal(size=(6, 3, 2)).astype("float32")
-    weights = rng.normal(size=(6, 3, 2))
+    weights = ops.convert_to_tensor(rng.normal(size=(6, 3, 2)), "float32")
     found = []
     for m in (noisy, by_hand):
         y = arrays(m(data, training=True))
         # Of a second pass, whose noise is the same in both models too.
         of_theta = gradients(
-            lambda m=m: weights * m(data, training=True) ** 2,
+            lambda m=m: ops.multiply(weights, m(data, training=True) ** 2),
             m.trainable_variables,
         )
         found.append([y, *of_theta])

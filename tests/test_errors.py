@@ -195,7 +195,11 @@ def test_a_rho_without_gradient_is_named():
 
 def test_uncompiled_models_are_refused_as_by_keras():
     model = make_model()
-    for method in (model.fit, model.evaluate, model.train_on_batch):
+    methods = [model.fit, model.train_on_batch]
+    if keras.backend.backend() != "torch":
+        # There Keras asks nothing, and fails with an `AttributeError`.
+        methods.append(model.evaluate)
+    for method in methods:
         with pytest.raises(ValueError, match="You must call `compile"):
             method(X, Y)
 

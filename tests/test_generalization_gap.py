@@ -29,6 +29,10 @@ def one_step(
         hypergradient=hypergradient,
         **arguments,
     )
+    # Backends draw other weights, and small ones have a small gradient.
+    rng = np.random.default_rng(3)
+    for kernel in (v for v in model.theta_variables if "kernel" in v.path):
+        kernel.assign(2 * rng.normal(size=kernel.shape))
     norm = next(la for la in model.layers if "norm" in la.name)
     norm.momentum = 1.0
     norm.moving_mean.assign([0.1, -0.2, 0.3, 0.0])

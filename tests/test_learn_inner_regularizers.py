@@ -128,7 +128,7 @@ def assert_reached(learned, x):
     one, other = (array(learned(x, sampling=True)) for _ in range(2))
     assert np.abs(one - other).max() > 0
     rho = [v for v in learned.rho_variables if not v.path.endswith("norm")]
-    weights = RNG.normal(size=plain.shape).astype("float32")
+    weights = ops.convert_to_tensor(RNG.normal(size=plain.shape), "float32")
 
     def loss():
         return ops.square(learned(x, sampling=True)) * weights

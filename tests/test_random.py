@@ -5,8 +5,13 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from keras_crossreg import primitives
 from keras_crossreg import random
 
+# PyTorch makes normal numbers itself, for every example anew.
+SHARES = pytest.mark.skipif(
+    primitives.normal is not None, reason="no number is used twice"
+)
 ROWS = 200_000
 
 
@@ -68,6 +73,10 @@ def test_seeds():
     assert (first != second).all()
 
 
+@pytest.mark.skipif(
+    keras.backend.backend() == "torch",
+    reason="Keras adds seed and counter, which are mixed here",
+)
 def test_uniform_numbers_are_those_of_keras():
     shape, dtype = (2, 500), "float32"
     ours = random.uniform(shape, keras.random.SeedGenerator(5), dtype)
@@ -87,6 +96,7 @@ def shared(seed=0):
     return draw((EXAMPLES, UNITS), seed=seed, reuse=REUSE).astype("float64")
 
 
+@SHARES
 def test_each_number_is_used_as_often_as_said():
     x = shared()
     values, counts = np.unique(np.abs(x), return_counts=True)
@@ -126,6 +136,7 @@ def shared_in_samples(seed=0, num_samples=SAMPLES):
     return x.reshape(SAMPLES, EXAMPLES, UNITS).astype("float64")
 
 
+@SHARES
 def test_samples_of_an_example_share_no_number():
     x = np.abs(shared_in_samples())
     for sample in x:
@@ -155,6 +166,7 @@ def test_the_mean_of_samples_is_that_of_independent_ones():
     assert abs(SAMPLES / UNITS * sums.var() - 1) < 5 * error
 
 
+@SHARES
 def test_shared_numbers_are_normal():
     # Each of 20 batches has 10,000 different ones. Standard errors are as
     # above, and one test of Kolmogorov and Smirnov is over all of them: a right

@@ -228,6 +228,7 @@ def test_it_is_said_once():
     model = build(Centered())
     with pytest.warns(UserWarning, match="the rows of a batch meet") as record:
         model.predict(X, verbose=0)
+    record = [w for w in record if issubclass(w.category, UserWarning)]
     assert len(record) == 1
     assert record[0].filename == __file__
     model.predict_samples(X, 2, verbose=0)
@@ -242,8 +243,10 @@ class Called(keras.layers.Layer):
         self.rows = []
 
     def call(self, inputs):
-        if isinstance(inputs.shape[0], int):
-            self.rows.append(inputs.shape[0])
+        # Keras on PyTorch calls it with so many to see shapes.
+        rows = inputs.shape[0]
+        if isinstance(rows, int) and rows not in (83, 89):
+            self.rows.append(rows)
         return 2 * inputs
 
 
@@ -359,7 +362,7 @@ def test_what_needs_no_probe():
     "layer",
     [
         Penalty(),
-        keras.layers.Lambda(lambda x: x[::-1]),
+        keras.layers.Lambda(lambda x: x[::-1], lambda shape: shape),
         lambda x: ops.matmul(x, ops.transpose(x)),
     ],
 )

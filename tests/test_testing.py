@@ -6,7 +6,6 @@ Our own layers are checked in `layers/test_contract.py`.
 import keras
 import numpy as np
 import pytest
-from helpers import JIT
 from keras import ops
 
 import keras_crossreg as kcr
@@ -237,10 +236,9 @@ def test_outputs_of_another_dtype():
 def test_a_call_that_fails_in_sixteen_bits():
     class Broken(Jitter):
         def noise(self, inputs, sampling):
-            eps = keras.random.normal(
-                ops.shape(inputs), seed=self.seed_generator, dtype="float32"
-            )
-            return self.rho_value(self.rho, sampling) * eps
+            if keras.backend.standardize_dtype(inputs.dtype) == "float16":
+                raise TypeError("sixteen bits")
+            return super().noise(inputs, sampling)
 
     check(
         Broken,
@@ -464,6 +462,9 @@ def test_a_rho_that_moves_by_itself():
     check(Broken, r"moved in `CrossRegModel.fit` after `freeze_rho\(\)`")
 
 
+@pytest.mark.skipif(
+    keras.backend.backend() == "torch", reason="Keras compiles nothing there"
+)
 def test_a_call_that_cannot_be_compiled():
     class Broken(Jitter):
         def call(self, inputs, training=False, sampling=None):
@@ -472,7 +473,7 @@ def test_a_call_that_cannot_be_compiled():
                 float(inputs[0, 0])
             return super().call(inputs, training, sampling)
 
-    for jit_compile in {False, JIT["jit_compile"]}:
+    for jit_compile in (False, True):
         check(
             Broken,
             f"pass with `jit_compile={jit_compile}` failed with",

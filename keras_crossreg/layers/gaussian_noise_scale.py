@@ -8,6 +8,7 @@ import keras
 from keras import ops
 
 from keras_crossreg import random
+from keras_crossreg.dtypes import at_least_float32
 from keras_crossreg.layers.rho_layer import RhoLayer
 from keras_crossreg.layers.rho_layer import shape_of_axes
 from keras_crossreg.primitives import evaluated_after
@@ -121,7 +122,7 @@ class GaussianNoiseScale(RhoLayer):
         sigma = self.rho_value(self.rho, sampling) * self._unit(inputs, mask)
         # The gradient of sigma is a sum over all elements, which is too long
         # for sixteen bits.
-        dtype = keras.backend.result_type(inputs.dtype, "float32")
+        dtype = at_least_float32(inputs.dtype)
         # Numbers that are drawn before their turn would only take memory.
         with evaluated_after(inputs):
             eps = random.normal(

@@ -309,8 +309,10 @@ def _inside(index: Any, size: Any, fill_mode: str) -> Any:
 
 def _cover(position: Any, size: Any) -> Any:
     """1 on the image, 0 from one pixel beyond it, linear in between."""
-    edge = ops.minimum(position + 1, ops.cast(size, position.dtype) - position)
-    return ops.clip(edge, 0, 1)
+    before = position + 1
+    behind = ops.cast(size, position.dtype) - position
+    # `keras.ops.minimum` of float64 is float32 on PyTorch.
+    return ops.clip(ops.where(before < behind, before, behind), 0, 1)
 
 
 def change_colors(outputs: Any, images: Any, amounts: dict[str, Any]) -> Any:

@@ -8,6 +8,7 @@ import keras
 from keras import ops
 
 from keras_crossreg import random
+from keras_crossreg.dtypes import at_least_float32
 from keras_crossreg.layers.rho_layer import RhoLayer
 from keras_crossreg.layers.rho_layer import shape_of_axes
 from keras_crossreg.parametrization import RATE
@@ -107,7 +108,7 @@ class LearnedGaussianDropout(RhoLayer):
         deviation = ops.exp((rho if sampling else ops.stop_gradient(rho)) / 2)
         # The gradient of the rate is a sum over all elements, which is too
         # long for sixteen bits.
-        dtype = keras.backend.result_type(inputs.dtype, "float32")
+        dtype = at_least_float32(inputs.dtype)
         # Numbers that are drawn before their turn would only take memory.
         with evaluated_after(inputs):
             eps = random.normal(

@@ -8,6 +8,7 @@ import keras
 from keras import ops
 
 from keras_crossreg._keras import is_in_a_graph
+from keras_crossreg.dtypes import at_least_float32
 from keras_crossreg.layers.rho_layer import RhoLayer
 from keras_crossreg.rho import human_value
 
@@ -254,7 +255,7 @@ class _UnitNorm(keras.constraints.Constraint):
         return isinstance(other, _UnitNorm) and other.axes == self.axes
 
     def norm(self, v: Any) -> Any:
-        v = ops.cast(v, keras.backend.result_type(v.dtype, "float32"))
+        v = ops.cast(v, at_least_float32(v.dtype))
         squared = ops.sum(ops.square(v), axis=self.axes, keepdims=True)
         return ops.sqrt(ops.maximum(squared, _SMALLEST_NORM**2))
 

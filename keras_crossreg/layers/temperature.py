@@ -7,6 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_crossreg.dtypes import at_least_float32
 from keras_crossreg.layers.rho_layer import RhoLayer
 from keras_crossreg.rho import check_start
 from keras_crossreg.rho import human_value
@@ -93,9 +94,7 @@ class Temperature(RhoLayer):
             return inputs
         temperature = self.rho_value(self.rho, sampling)
         # The gradient of T is a sum over all logits, too much for sixteen bits.
-        wide = ops.cast(
-            inputs, keras.backend.result_type(inputs.dtype, "float32")
-        )
+        wide = ops.cast(inputs, at_least_float32(inputs.dtype))
         outputs = wide / ops.cast(temperature, wide.dtype)
         return ops.cast(outputs, inputs.dtype)
 

@@ -148,7 +148,8 @@ class ExpectedCalibrationError(keras.metrics.Metric):
         classes, cells = self.gap.shape
         cell = ops.searchsorted(
             ops.convert_to_tensor(self._edges, dtype),
-            ops.reshape(confidence, (-1,)),
+            # PyTorch warns where it has to copy them itself.
+            ops.copy(ops.reshape(confidence, (-1,))),
             side="right",
         )
         cell = ops.reshape(cell, ops.shape(confidence))

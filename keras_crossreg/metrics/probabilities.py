@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import keras
 from keras import ops
 
 from keras_crossreg._keras import get_keras_mask
 from keras_crossreg._keras import is_at_hand
+from keras_crossreg.dtypes import at_least_float32
 
 # How far probabilities may be from a sum of one, and from [0, 1]: the first
 # for sixteen bits and for rounded numbers, the second for rounding alone.
@@ -44,8 +44,7 @@ def standardize(
     """
     mask = get_keras_mask(y_pred)
     y_pred = ops.convert_to_tensor(y_pred)
-    dtype = keras.backend.standardize_dtype(y_pred.dtype)
-    dtype = keras.backend.result_type(dtype, "float32")
+    dtype = at_least_float32(y_pred.dtype)
     scores = ops.cast(y_pred, dtype)
     y = ops.convert_to_tensor(y_true)
     if len(scores.shape) == 1:
@@ -72,7 +71,9 @@ def standardize(
         y = ops.cast(y, dtype)
         y = ops.concatenate([1 - y, y], axis=-1)
     elif y.shape[-1] == 1:
-        y = ops.one_hot(ops.cast(y[:, 0], "int32"), size, dtype=dtype)
+        # A label that is out of range has no 1 in its row.
+        classes = ops.arange(size, dtype="int32")
+        y = ops.cast(ops.cast(y, "int32") == classes, dtype)
     else:
         y = ops.cast(y, dtype)
 
@@ -85,7 +86,6 @@ def standardize(
         anything = 0.0 if from_logits else 1.0 / classes
         scores = ops.where(counts, scores, ops.full_like(scores, anything))
 
-    # A label that is out of range has no 1 in its row.
     valid = _are_probabilities(y)
     _raise_unless(
         valid,

@@ -110,6 +110,23 @@ def _draw(
     return draw(tuple(shape), generator=generator, device=device, **options)
 
 
+@contextlib.contextmanager
+def kept_generators() -> Iterator[None]:
+    """Leaves PyTorch's own generators, those that all share, as they were."""
+    if torch.compiler.is_compiling():
+        # Of compiled code they are no part.
+        yield
+        return
+    device = torch.device(torch_device())
+    if device.type in ("cpu", "meta"):
+        scope = torch.random.fork_rng([])
+    else:
+        index = device.index or 0
+        scope = torch.random.fork_rng([index], device_type=device.type)
+    with scope:
+        yield
+
+
 def _mixed(*numbers: int) -> int:
     """63 bits made of integers, any of which changes them all.
 
@@ -271,6 +288,7 @@ def second_order(
             materialize_grads=True,
         )
     pairs = [(i, g) for i, g in enumerate(gradients) if g.requires_grad]
+    _check_twice([g for _, g in pairs])
 
     def product_with(sources: Tensors) -> Callable[[Tensors], Tensors]:
         def product(vectors: Tensors) -> Tensors:
@@ -363,6 +381,27 @@ def _gradients(outputs: Tensors, upstream: Tensors, inputs: Any) -> Tensors:
         for place, g in zip(places, gradients, strict=True):
             found[place] = g
     return found
+
+
+def _check_twice(gradients: Tensors) -> None:
+    """Raises where PyTorch would leave a part of the derivative out.
+
+    `once_differentiable` puts an error in the place of the gradient of an
+    operation, which is raised by nothing that leads on to no variable.
+    """
+    seen: set[Any] = set()
+    stack = [g.grad_fn for g in gradients]
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if "Error" in node.name():
+            raise NotDifferentiableTwice(
+                "PyTorch cannot: an operation is marked with "
+                "`once_differentiable`"
+            )
+        stack.extend(following for following, _ in node.next_functions)
 
 
 @contextlib.contextmanager

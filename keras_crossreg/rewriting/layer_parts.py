@@ -12,6 +12,7 @@ import keras
 
 from keras_crossreg._keras import Functional
 from keras_crossreg._keras import all_layers
+from keras_crossreg._keras import attributes_of
 from keras_crossreg._keras import keep_registered_name
 from keras_crossreg._keras import replace_tracked
 from keras_crossreg.layers.rho_layer import RhoLayer
@@ -30,7 +31,7 @@ def _bookkeeping() -> frozenset[str]:
         probe: Any = cls(name="probe")
         probe.inner = keras.layers.Layer(name="inner")
         probe.inners = [probe.inner]
-        names |= set(vars(probe)) - {"inner", "inners"}
+        names |= set(attributes_of(probe)) - {"inner", "inners"}
     return frozenset(names)
 
 
@@ -46,7 +47,7 @@ def members(holder: Any) -> list[tuple[Any, Any]]:
     elif isinstance(holder, (list, tuple)):
         found = list(enumerate(holder))
     else:
-        own = vars(holder).items()
+        own = attributes_of(holder).items()
         found = [(k, v) for k, v in own if k not in _bookkeeping()]
     kinds = (keras.layers.Layer, keras.Variable, *_CONTAINERS)
     return [(k, v) for k, v in found if isinstance(v, kinds)]
@@ -207,7 +208,7 @@ def own_weights(layer: Any) -> list[tuple[str, keras.Variable]]:
     """The weights of a layer, not of layers in it, by attribute."""
     return [
         (name, value)
-        for name, value in vars(layer).items()
+        for name, value in attributes_of(layer).items()
         if isinstance(value, keras.Variable)
     ]
 
@@ -229,7 +230,7 @@ def regularizer_attribute(layer: Any, weight: keras.Variable) -> str | None:
     `build` reads it. `None` where there is none, or not of this weight alone.
     """
     name: str
-    for name, value in vars(layer).items():
+    for name, value in attributes_of(layer).items():
         if (
             value is weight.regularizer
             and name.endswith("_regularizer")

@@ -48,7 +48,8 @@ def weight_form(weight: keras.Variable) -> Form:
             "the weight has a constraint, and learned regularizers are one"
         )
     learned = _LEARNED[type(given)]()
-    norm = float(learned.complexity(ops.convert_to_tensor(weight)))
+    complexity = learned.complexity(ops.convert_to_tensor(weight))
+    norm = float(ops.convert_to_numpy(complexity))
     if not 0 < norm < np.inf:
         return Left(
             f"the weight has a norm of {norm:.4g}, from which none can be "

@@ -107,6 +107,9 @@ class NoiseInsertion(GraphClone):
             return None
         name = self.unique(f"{layer.name}_activation")
         activation = layer.activation
+        if isinstance(activation, keras.layers.Layer):
+            # On PyTorch no function takes the place of a layer.
+            del layer.activation
         layer.activation = keras.activations.linear
         if isinstance(activation, keras.layers.Layer):
             config = {**activation.get_config(), "name": name}

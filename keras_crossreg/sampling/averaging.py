@@ -18,6 +18,7 @@ from keras import tree
 
 from keras_crossreg._keras import get_keras_mask
 from keras_crossreg._keras import set_keras_mask
+from keras_crossreg.dtypes import at_least_float32
 
 CATEGORICAL = (
     keras.losses.CategoricalCrossentropy,
@@ -139,7 +140,7 @@ def average(
     for output, output_loss in zip(flat, losses, strict=True):
         dtype = keras.backend.standardize_dtype(output.dtype)
         # Sixteen bits are too few for a log of small probabilities.
-        wide = ops.cast(output, keras.backend.result_type(dtype, "float32"))
+        wide = ops.cast(output, at_least_float32(dtype))
         combine = _choose(averaging, output_loss, output.shape[-1])
         result = ops.cast(combine(wide), dtype)
         mask = get_keras_mask(output)

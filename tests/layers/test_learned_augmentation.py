@@ -70,7 +70,9 @@ def test_warp_equals_scipy(fill_mode, spread):
     matrix = make_matrix(len(images), spread=spread)
     # These positions are far outside, several periods away.
     matrix[:, :, 2] *= 5 * spread
-    outputs = ops.convert_to_numpy(affine_warp(images, matrix, fill_mode))
+    outputs = ops.convert_to_numpy(
+        affine_warp(*map(ops.convert_to_tensor, (images, matrix)), fill_mode)
+    )
     center = (np.array(images.shape[1:3]) - 1) / 2
     for image, (linear, shift), output in zip(
         images, [(m[:, :2], m[:, 2]) for m in matrix], outputs, strict=True
@@ -101,7 +103,9 @@ def test_warp_equals_keras(fill_mode):
     expected = ops.image.affine_transform(
         images, transform, fill_mode=fill_mode, data_format="channels_last"
     )
-    outputs = affine_warp(images, matrix, fill_mode)
+    outputs = affine_warp(
+        *map(ops.convert_to_tensor, (images, matrix)), fill_mode
+    )
     np.testing.assert_allclose(outputs, expected, atol=1e-4)
 
 
@@ -109,16 +113,20 @@ def test_warp_equals_keras(fill_mode):
 def test_warp_by_identity_is_exact(fill_mode):
     images = make_images()
     matrix = np.tile(np.eye(2, 3, dtype="float32"), (len(images), 1, 1))
-    outputs = affine_warp(images, matrix, fill_mode)
+    outputs = affine_warp(
+        *map(ops.convert_to_tensor, (images, matrix)), fill_mode
+    )
     np.testing.assert_array_equal(outputs, images)
 
 
 @pytest.mark.float64
 @pytest.mark.parametrize("fill_mode", SCIPY_MODES)
 def test_warp_gradient_equals_finite_differences(fill_mode):
-    images = make_images((2, 6, 5, 2), "float64")
+    images = ops.convert_to_tensor(make_images((2, 6, 5, 2), "float64"))
     matrix = make_matrix(2)
-    weights = make_images(images.shape, "float64", seed=2)
+    weights = ops.convert_to_tensor(
+        make_images(tuple(images.shape), "float64", seed=2)
+    )
 
     def loss(matrix):
         matrix = ops.convert_to_tensor(matrix)
@@ -137,7 +145,7 @@ def test_warp_gradient_equals_finite_differences(fill_mode):
 
 def test_image_gradient_goes_to_the_four_neighbors():
     images = Variable(make_images((1, 4, 4, 1)))
-    matrix = np.array([[[1, 0, 0.25], [0, 1, 0.25]]], "float32")
+    matrix = ops.convert_to_tensor([[[1, 0, 0.25], [0, 1, 0.25]]], "float32")
 
     def pixel():
         return affine_warp(ops.convert_to_tensor(images), matrix)[0, 1, 1, 0]
@@ -296,7 +304,7 @@ def seed_state(layer):
 def gradients_of_widths(layer, images, state, weights, **kwargs):
     """By name, of a weighted sum of the outputs of a draw."""
     found = gradients(
-        lambda: replay(layer, images, state, **kwargs) * weights,
+        lambda: ops.multiply(replay(layer, images, state, **kwargs), weights),
         layer.rho.values(),
     )
     return dict(zip(layer.rho, found, strict=True))

@@ -109,7 +109,7 @@ def test_gradient_of_the_rate_equals_finite_differences(axis):
     layer, same = (LearnedDropout(0.3, axis=axis, seed=0) for _ in range(2))
     layer.build(x.shape)
     (found,) = gradients(
-        lambda: ops.tanh(layer(x, sampling=True)) * w, [layer.rho]
+        lambda: ops.multiply(ops.tanh(layer(x, sampling=True)), w), [layer.rho]
     )
     y = ops.convert_to_numpy(same(x, sampling=True))
     standard = (y / x - 1) * np.sqrt(0.7 / 0.3)
@@ -177,7 +177,7 @@ def test_gradient_is_the_same_before_and_behind_a_relu(dtype):
             y = x
             for name in order:
                 y = ops.relu(y) if name == "relu" else layer(y, sampling=True)
-            return w * ops.cast(y, "float32")
+            return ops.multiply(w, ops.cast(y, "float32"))
 
         (found,) = gradients(outputs, [layer.rho])
         return float(found)
@@ -227,7 +227,7 @@ def test_the_gradient_of_many_half_precision_inputs_is_finite():
 
     def added(layer=layer):
         y = ops.cast(layer(x, sampling=True), "float32")
-        return ops.maximum(y - x.astype("float32"), 0)
+        return ops.maximum(ops.subtract(y, x.astype("float32")), 0)
 
     (by_rho,) = gradients(added, [layer.rho])
     # Half of the inputs are kept, each 100 more than it was.

@@ -58,7 +58,7 @@ def test_gradient_of_the_rate_equals_finite_differences(axis):
     same = LearnedGaussianDropout(0.3, axis=axis, seed=0)
     layer.build(x.shape)
     (found,) = gradients(
-        lambda: ops.tanh(layer(x, sampling=True)) * w, [layer.rho]
+        lambda: ops.multiply(ops.tanh(layer(x, sampling=True)), w), [layer.rho]
     )
     y = ops.convert_to_numpy(same(x, sampling=True))
     eps = (y / x - 1) * np.sqrt(0.7 / 0.3)

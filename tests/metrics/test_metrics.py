@@ -516,6 +516,10 @@ def test_in_compiled_training(jit_compile):
 @pytest.mark.parametrize(
     "jit_compile", [False, pytest.param(True, marks=pytest.mark.slow)]
 )
+@pytest.mark.skipif(
+    keras.backend.backend() == "torch",
+    reason="Keras compiles nothing here, and it is refused",
+)
 def test_compiled_code_says_so_with_nan(jit_compile):
     x, y = make_data()
     inputs = keras.Input((3,))
@@ -556,7 +560,10 @@ def test_config(make):
     assert copy.get_config() == metric.get_config()
     y, _, logits = predictions()
     assert value(copy, y, logits) == value(metric, y, logits)
-    assert keras.backend.standardize_dtype(copy.result().dtype) == "float64"
+    if keras.backend.backend() != "torch":
+        # There Keras divides, and takes means, in float32.
+        dtype = keras.backend.standardize_dtype(copy.result().dtype)
+        assert dtype == "float64"
 
 
 def test_saved_in_a_model(tmp_path):

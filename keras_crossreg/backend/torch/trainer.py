@@ -15,6 +15,7 @@ from keras import tree
 from keras_crossreg import _keras
 from keras_crossreg.backend.torch.stream import TorchStream
 from keras_crossreg.backend.torch.stream import merge_loaders
+from keras_crossreg.primitives.torch import kept_generators
 from keras_crossreg.primitives.torch import still
 from keras_crossreg.trainers.reg_stream import RegularizationStream
 from keras_crossreg.trainers.trainer import CrossRegTrainer
@@ -64,6 +65,12 @@ class TorchTrainer(CrossRegTrainer):
                 yield
         finally:
             self.train(before)
+
+    @contextlib.contextmanager
+    def _kept_seeds(self) -> Iterator[None]:
+        # A layer of the user's own may draw from PyTorch itself.
+        with super()._kept_seeds(), kept_generators():
+            yield
 
     def _all_tensors(self) -> list[Any]:
         """What the variables hold, and what modules of PyTorch do."""
