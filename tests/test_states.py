@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from helpers import IS_JAX
 from helpers import compile_model
 from keras import ops
 from sample_table import SampleTable
@@ -111,6 +112,7 @@ def test_samples_and_scores_are_of_separate_runs(run_eagerly):
     assert loss == pytest.approx(np.mean((average - Y) ** 2), rel=1e-5)
 
 
+@pytest.mark.skipif(IS_JAX, reason="`keras.Model` loses the states there")
 @TRAINS_STATES
 @EAGER
 @pytest.mark.parametrize(
@@ -280,7 +282,8 @@ def test_a_state_of_ones_own(layer, run_eagerly):
     state.assign(0.0)
     found = model.predict(FLAT, batch_size=4, verbose=0)
     np.testing.assert_allclose(found, expected.mean(axis=0), atol=1e-6)
-    assert float(state.numpy()) == pytest.approx(last)
+    # One spacing of the numbers that it is the mean of.
+    assert float(state.numpy()) == pytest.approx(last, abs=1e-8)
 
 
 @EAGER
@@ -300,9 +303,29 @@ def test_the_regularization_set_moves_no_state(layer, run_eagerly):
         m.layers[-2].count() if layer is Untracked else m.layers[-2].weights[0]
         for m in (model, plain)
     )
-    assert float(found.numpy()) == pytest.approx(float(expected.numpy()))
+    expected = float(expected.numpy())
+    if IS_JAX and layer is Untracked:
+        # `keras.Model` loses it there: three batches are three.
+        assert expected == 0.0
+        expected = 3.0
+    assert float(found.numpy()) == pytest.approx(expected)
 
 
+@pytest.mark.skipif(not IS_JAX, reason="works on other backends")
+@pytest.mark.parametrize("method", ["fit", "evaluate"])
+def test_metrics_of_a_layer_are_refused_on_jax(method):
+    model = build(Measured(), start=0.0)
+    before = [v.numpy() for v in model.weights]
+    arguments = dict(verbose=0)
+    if method == "fit":
+        arguments["reg_data"] = FLAT_REG
+    with pytest.raises(ValueError, match="no metric that a layer updates"):
+        getattr(model, method)(FLAT, FLAT_Y, **arguments)
+    for one, other in zip(before, model.weights, strict=True):
+        np.testing.assert_array_equal(one, other.numpy())
+
+
+@pytest.mark.skipif(IS_JAX, reason="`keras.Model` fails there too")
 @EAGER
 def test_metrics_of_a_layer_see_the_training_data_alone(run_eagerly):
     model = build(Measured(), start=0.0, run_eagerly=run_eagerly)
@@ -333,6 +356,7 @@ def test_metrics_of_a_layer_see_the_training_data_alone(run_eagerly):
         assert found[name] == pytest.approx(expected[name], rel=1e-5), name
 
 
+@pytest.mark.skipif(IS_JAX, reason="`keras.Model` fails there too")
 def test_metrics_of_a_layer_see_each_example_once_in_evaluate():
     model = build(Measured(), start=0.0)
     plain = build(Measured(), cls=keras.Model, rho=False)

@@ -121,6 +121,10 @@ class JaxTrainer(WholePredictions, CrossRegTrainer):
         """See `keras.Layer.stateless_call`.
 
         Keras's calls `call`, where a prediction is not an average yet.
+
+        Raises:
+            ValueError: If the call moves a variable that is not in the state,
+                as the metrics of a layer are not: Keras would lose that.
         """
         variables = self.trainable_variables, self.non_trainable_variables
         values = trainable_variables, non_trainable_variables
@@ -129,9 +133,18 @@ class JaxTrainer(WholePredictions, CrossRegTrainer):
             for part in zip(variables, values, strict=True)
             for pair in zip(*part, strict=True)
         ]
-        with keras.StatelessScope(pairs, collect_losses=return_losses) as scope:
+        with _keras.NestedScope(pairs, collect_losses=return_losses) as scope:
             outputs = self(*args, **kwargs)
             losses = self.losses if return_losses else None
+        known = {id(v) for part in variables for v in part}
+        lost = [v.path for v in scope.updated if id(v) not in known]
+        if lost:
+            raise ValueError(
+                "On JAX, Keras hands on the weights, the seeds and the states "
+                "of a model from step to step, and no metric that a layer "
+                "updates in `call`: update it in `compute_loss` or in "
+                f"`compute_metrics`. Received: variables={lost}"
+            )
         moved = [scope.get_current_value(v) for v in variables[1]]
         return (outputs, moved, losses) if return_losses else (outputs, moved)
 
