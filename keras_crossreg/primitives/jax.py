@@ -78,8 +78,10 @@ def in_passes(function: Callable[[], Any], num_passes: int) -> list[Any]:
 
     A loop: XLA runs passes that are written out side by side, all in memory.
     """
-    if num_passes == 1:
-        return [function()]
+    is_traced = isinstance(jax.numpy.zeros(()), jax.core.Tracer)
+    if num_passes == 1 or not is_traced:
+        # Eagerly, each is over before the next one begins.
+        return [function() for _ in range(num_passes)]
     variables = _updated_by(function)
     structure: Any = None
 
