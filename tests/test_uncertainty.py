@@ -14,6 +14,9 @@ from scipy.special import softmax
 
 import keras_crossreg as kcr
 
+# Against NumPy's, which are of float64.
+pytestmark = pytest.mark.float64
+
 LOGITS = np.random.default_rng(0).normal(0, 2, size=(7, 5, 3))
 P = softmax(LOGITS, axis=-1)
 
