@@ -418,7 +418,7 @@ def count_examples(model: Any) -> int:
 
     What comes in batches says nowhere else how large they are.
     """
-    return int(keras.ops.convert_to_numpy(model._loss_tracker.count.value))
+    return int(model._loss_tracker.count.numpy())
 
 
 def count_steps(optimizer: Any) -> int:
@@ -429,9 +429,7 @@ def count_steps(optimizer: Any) -> int:
     """
     if optimizer is None:
         return 0
-    return int(
-        keras.ops.convert_to_numpy(inner_optimizer(optimizer)._iterations.value)
-    )
+    return int(inner_optimizer(optimizer)._iterations.numpy())
 
 
 def set_steps(optimizer: Any, steps: int) -> None:

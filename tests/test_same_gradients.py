@@ -127,7 +127,7 @@ CASES = {
 }
 
 
-def same_numbers(shape, seed=None, dtype="float32"):
+def same_numbers(shape, seed=None, dtype="float32", batch_axis=0):
     """For a shape always the same, whatever backend asks for them."""
     shape = tuple(int(size) for size in shape)
     rng = np.random.default_rng(list(shape))
