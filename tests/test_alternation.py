@@ -22,6 +22,8 @@ import keras_crossreg as kcr
 from keras_crossreg.trainers.rho_schedule import Work
 from keras_crossreg.trainers.rho_schedule import default_reg_warmup
 
+pytestmark = pytest.mark.backend
+
 
 @pytest.mark.parametrize(
     ("reg_freq", "reg_warmup", "steps_per_execution", "expected"),

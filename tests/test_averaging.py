@@ -12,6 +12,8 @@ from helpers import make_data
 
 import keras_crossreg as kcr
 
+pytestmark = pytest.mark.backend
+
 losses = keras.losses
 
 

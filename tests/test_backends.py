@@ -10,6 +10,8 @@ import pytest
 
 from keras_crossreg.supported_backends import BACKENDS
 
+pytestmark = pytest.mark.backend
+
 # Every backend takes seconds to import, in a process of its own.
 NEUTRAL = "callbacks", "metrics", "visualization"
 # Whatever the backend is, it says that it is another one.

@@ -13,6 +13,8 @@ from helpers import values
 import keras_crossreg as kcr
 from keras_crossreg.hypergradients import GeneralizationGap
 
+pytestmark = pytest.mark.backend
+
 ROWS = 12
 
 SHARED = pytest.mark.filterwarnings("ignore:12 of 12 regularization examples")

@@ -8,6 +8,8 @@ from helpers import values
 
 import keras_crossreg as kcr
 
+pytestmark = pytest.mark.backend
+
 W = np.array([[0.8], [-0.5], [0.3]], "float32")
 SIGMA = 0.7
 ROWS = 20_000

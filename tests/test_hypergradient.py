@@ -19,6 +19,8 @@ import keras_crossreg as kcr
 from keras_crossreg.hypergradients import Implicit
 from keras_crossreg.hypergradients import OneStep
 
+pytestmark = pytest.mark.backend
+
 RADIUS = 0.5
 
 EAGER = dict(run_eagerly=True)

@@ -14,6 +14,8 @@ from keras import ops
 import keras_crossreg as kcr
 from keras_crossreg import random
 
+pytestmark = pytest.mark.backend
+
 X, Y = make_data()
 REG = make_data(12, seed=1)
 # A loss that is not linear in the predictions, and none for the last output.

@@ -13,6 +13,8 @@ from helpers import values
 
 import keras_crossreg as kcr
 
+pytestmark = pytest.mark.backend
+
 X, Y = make_data(20, seed=3)
 
 

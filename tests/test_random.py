@@ -8,6 +8,8 @@ import scipy.stats
 from keras_crossreg import primitives
 from keras_crossreg import random
 
+pytestmark = pytest.mark.backend
+
 # PyTorch makes normal numbers itself, for every example anew.
 SHARES = pytest.mark.skipif(
     primitives.normal is not None, reason="no number is used twice"

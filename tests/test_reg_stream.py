@@ -22,7 +22,10 @@ from helpers import recording_model
 from keras_crossreg.trainers.reg_stream import RegularizationStream
 
 # The sets here are of numbers from 0, told apart by their value.
-pytestmark = pytest.mark.filterwarnings("ignore:1 rho learn from")
+pytestmark = [
+    pytest.mark.backend,
+    pytest.mark.filterwarnings("ignore:1 rho learn from"),
+]
 
 
 def test_every_example_of_arrays_is_seen_once_in_each_pass():

@@ -11,6 +11,8 @@ from helpers import assert_same_state
 from helpers import compile_model
 from helpers import fit
 
+pytestmark = pytest.mark.backend
+
 
 @pytest.mark.parametrize(
     ("kind", "deaths"),

@@ -17,6 +17,8 @@ import keras_crossreg as kcr
 from keras_crossreg import layers
 from keras_crossreg import regularizers
 
+pytestmark = pytest.mark.backend
+
 FILE = pathlib.Path(__file__).parent / "data" / "gradients.json"
 
 

@@ -14,6 +14,8 @@ from helpers import values
 
 import keras_crossreg as kcr
 
+pytestmark = pytest.mark.backend
+
 
 def other_data():
     x, y = make_data(12, seed=5)

@@ -11,6 +11,8 @@ from keras import ops
 
 import keras_crossreg as kcr
 
+pytestmark = pytest.mark.backend
+
 X, Y = make_data()
 REG = make_data(12, seed=1)
 K = 4
