@@ -1,5 +1,7 @@
 """`averaged(model, K, noise="fixed")`: noise that is drawn ahead."""
 
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -239,12 +241,16 @@ REFUSED = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_cannot_be_fixed_is_refused_by_name(case):
+    if case == "open steps" and keras.backend.backend() == "torch":
+        pytest.skip("no shape is open in a call there")
     layer, shape, match = REFUSED[case]
     inputs = keras.Input(shape)
     model = kcr.CrossRegModel(inputs, L.Dense(1)(layer()(L.Dense(3)(inputs))))
-    with pytest.raises(ValueError, match=match):
+    with pytest.raises(ValueError) as error:
         averaged = kcr.averaged(model, 4, noise="fixed")
         averaged(np.ones((2, *[n or 5 for n in shape]), "float32"))
+    # JAX adds notes of its own.
+    assert re.search(match, str(error.value).split("\n---")[0], re.DOTALL)
     # Only the noise that is fixed asks for it.
     kcr.averaged(model, 4)(np.ones((2, *[n or 5 for n in shape]), "float32"))
 

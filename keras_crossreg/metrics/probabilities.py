@@ -52,6 +52,11 @@ def standardize(
     if len(scores.shape) == 1:
         scores = ops.expand_dims(scores, -1)
     size, rank = scores.shape[-1], len(scores.shape)
+    if size == 0:
+        raise ValueError(
+            f"`{name}` expects a class at least. Received: y_pred of shape "
+            f"{tuple(y_pred.shape)}"
+        )
     if len(y.shape) == rank - 1:
         y = ops.expand_dims(y, -1)
     if len(y.shape) != rank or y.shape[-1] not in (1, size):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -250,6 +251,10 @@ class RegularizationLoss(RhoModel):
         """
         raise NotImplementedError
 
+    def _in_a_rho_step(self) -> contextlib.AbstractContextManager[None]:
+        """Within, a backend is as in a rho step; of a backend."""
+        return contextlib.nullcontext()
+
     def _check_rho_step(self, rho: list[keras.Variable], batch: Any) -> None:
         """Raises a ValueError where a rho step on the batch would fail."""
         y_pred = None
@@ -311,7 +316,7 @@ class RegularizationLoss(RhoModel):
         ):
             return
         try:
-            with self._kept_seeds():
+            with self._kept_seeds(), self._in_a_rho_step():
                 loss, _, gradients, _ = self._rho_gradients(batch, batch)
         except SecondOrderError:
             raise
@@ -344,7 +349,7 @@ class RegularizationLoss(RhoModel):
         if not rows:
             return
         batch = reg_data.with_ranks_of(self._checked.like, batch)
-        with self._kept_seeds():
+        with self._kept_seeds(), self._in_a_rho_step():
             loss, _, gradients, _ = self._rho_gradients(batch, batch)
         numbers = map(ops.convert_to_numpy, (loss, *gradients))
         if not all(np.isfinite(v).all() for v in numbers):

@@ -72,6 +72,9 @@ class TorchTrainer(CrossRegTrainer):
         with super()._kept_seeds(), kept_generators():
             yield
 
+    def _in_a_rho_step(self) -> contextlib.AbstractContextManager[None]:
+        return self._in_mode(training=False)
+
     def _all_tensors(self) -> list[Any]:
         """What the variables hold, and what modules of PyTorch do."""
         held = [_keras.stored_value(v) for v in self.variables]
