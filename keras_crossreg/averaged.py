@@ -63,10 +63,11 @@ def averaged(
     >>> served = tf.saved_model.load("served")
     >>> served.serve(x_test)
 
-    For ONNX Runtime, without random numbers:
+    Without random numbers; with the extra `export`, `format="onnx"` does as
+    well:
 
     >>> fixed = kcr.averaged(model, 32, noise="fixed")
-    >>> fixed.export("model.onnx", format="onnx")
+    >>> fixed.export("fixed")
     """
     if not isinstance(model, CrossRegModel) or not model.built:
         raise ValueError(

@@ -327,8 +327,7 @@ class RegularizationLoss(RhoModel):
                 f"targets from {labels and labels[0]} to "
                 f"{labels and labels[1]}"
             ) from error
-        numbers = [ops.convert_to_numpy(v) for v in (loss, *gradients)]
-        if not all(np.isfinite(v).all() for v in numbers):
+        if not self._are_finite(loss, gradients):
             raise ValueError(
                 "There are NaN or infinities in `reg_data`, or labels that "
                 "the loss does not take, and they make the regularization "
@@ -339,6 +338,18 @@ class RegularizationLoss(RhoModel):
             )
         if labels is not None:
             self._checked.labels = min(least, labels[0]), max(most, labels[1])
+
+    def _are_finite(self, loss: Any, gradients: list[Any]) -> bool:
+        """Whether a rho step would take them.
+
+        An optimizer that scales the loss looks for itself: its first scales
+        may be too large for sixteen bits.
+        """
+        scales = isinstance(
+            self.rho_optimizer, keras.optimizers.LossScaleOptimizer
+        )
+        numbers = [loss] if scales else [loss, *gradients]
+        return all(np.isfinite(ops.convert_to_numpy(v)).all() for v in numbers)
 
     def _check_finite(self, rows: list[int], batch: Any) -> None:
         """Refuses examples that would make rho not a number, for good.
@@ -351,8 +362,7 @@ class RegularizationLoss(RhoModel):
         batch = reg_data.with_ranks_of(self._checked.like, batch)
         with self._kept_seeds(), self._in_a_rho_step():
             loss, _, gradients, _ = self._rho_gradients(batch, batch)
-        numbers = map(ops.convert_to_numpy, (loss, *gradients))
-        if not all(np.isfinite(v).all() for v in numbers):
+        if not self._are_finite(loss, gradients):
             raise ValueError(
                 "There are NaN or infinities in `reg_data`, and they make the "
                 "regularization loss one too. Leave such examples out, or "

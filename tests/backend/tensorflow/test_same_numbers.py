@@ -33,7 +33,12 @@ def test_ten_models_give_the_same_numbers(tmp_path):
             # An epoch without a rho step had no number then, and has one now.
             known = np.isfinite(expected)
             found, expected = found[known], expected[known]
-        if is_same_machine:
+        if name.startswith("augmentation/") and "accuracy" not in name:
+            # The tangent of a shear is a sine over a cosine since then.
+            np.testing.assert_allclose(
+                found, expected, rtol=1e-4, atol=1e-6, err_msg=name
+            )
+        elif is_same_machine:
             np.testing.assert_array_equal(found, expected, err_msg=name)
         elif "accuracy" not in name and "evaluate" not in name:
             # Other processors round otherwise, and training goes on from
