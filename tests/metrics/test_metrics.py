@@ -547,6 +547,7 @@ def test_compiled_code_says_so_with_nan(jit_compile):
         assert logs[metric.name] == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.float64
 @every_metric
 def test_config(make):
     kwargs = dict(from_logits=True, name="mine", dtype="float64")
