@@ -208,7 +208,7 @@ def test_each_step_is_compiled_once():
     assert calls == ["theta", "rho"]
 
 
-def test_tensorflow_and_torch_are_never_imported():
+def test_tensorflow_and_torch_are_never_imported(tmp_path):
     code = "\n".join(
         [
             "import sys",
@@ -227,7 +227,7 @@ def test_tensorflow_and_torch_are_never_imported():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", ":".join(p for p in sys.path if p))
         result = subprocess.run(
-            [sys.executable, "-c", code, "/tmp/m.keras"],
+            [sys.executable, "-c", code, str(tmp_path / "model.keras")],
             capture_output=True,
             text=True,
         )
