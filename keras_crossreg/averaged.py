@@ -25,9 +25,8 @@ def averaged(
     not predicted. The noise of an example depends on its place in the batch
     and on the size of the batch. The error of `num_samples` samples is that
     of noise drawn anew; only, to repeat a request does not average it out.
-    Calls at the same
-    moment may disturb each other's seeds: they get other noise of the same
-    kind.
+    Calls at the same moment may disturb each other's seeds: they get other
+    noise of the same kind.
 
     With `noise="fixed"`, it is drawn once, ahead: K constants for each noise
     of the model, which all rows of all batches share. What a row gets depends

@@ -24,6 +24,7 @@ from keras_crossreg._keras import get_keras_mask
 from keras_crossreg._keras import optimized_variables
 from keras_crossreg._keras import set_keras_mask
 from keras_crossreg.primitives.errors import NoRuntimeNoise
+from keras_crossreg.primitives.sums import add_gradients
 
 Tensors = list[Any]
 
@@ -315,7 +316,8 @@ def gradient_in_passes(
         (total,) = _where_used(tangent, (total,), values)
     found = dict(zip(map(id, unique), total, strict=True))
     return [
-        _add(a, found[id(v)]) for a, v in zip(start, variables, strict=True)
+        add_gradients(a, found[id(v)])
+        for a, v in zip(start, variables, strict=True)
     ]
 
 
@@ -417,9 +419,3 @@ def _where_used(tangent: Callable[..., Any], found: Any, *like: Tensors) -> Any:
 
 def _is_float(x: Any) -> bool:
     return bool(keras.backend.is_float_dtype(x.dtype))
-
-
-def _add(a: Any, b: Any) -> Any:
-    if a is None or b is None:
-        return b if a is None else a
-    return a + b

@@ -12,6 +12,7 @@ import tensorflow as tf
 from keras import tree
 
 from keras_crossreg.primitives.errors import NotDifferentiableTwice
+from keras_crossreg.primitives.sums import add_gradients
 
 Tensors = list[Any]
 
@@ -220,7 +221,7 @@ def gradient_in_passes(
             values,
             output_gradients=[g for _, g in pairs],
         )
-        total = [_add(a, b) for a, b in zip(total, found, strict=True)]
+        total = [add_gradients(a, b) for a, b in zip(total, found, strict=True)]
     return total
 
 
@@ -282,9 +283,3 @@ def _dense(gradients: Any, like: Any) -> Tensors:
         tf.zeros(v.shape, v.dtype) if g is None else tf.convert_to_tensor(g)
         for g, v in zip(gradients, like, strict=True)
     ]
-
-
-def _add(a: Any, b: Any) -> Any:
-    if a is None or b is None:
-        return b if a is None else a
-    return a + b

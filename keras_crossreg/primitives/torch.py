@@ -21,6 +21,7 @@ from keras_crossreg._keras import set_keras_mask
 from keras_crossreg._keras import torch_device
 from keras_crossreg.primitives.errors import NoRuntimeNoise
 from keras_crossreg.primitives.errors import NotDifferentiableTwice
+from keras_crossreg.primitives.sums import add_gradients
 
 Tensors = list[Any]
 
@@ -268,7 +269,7 @@ def gradient_in_passes(
         with _watching(variables) as values:
             outputs = tree.flatten(_in_a_scope(sample))
             found = _gradients(outputs, tree.flatten(gradient_of_pass), values)
-        total = [_add(a, b) for a, b in zip(total, found, strict=True)]
+        total = [add_gradients(a, b) for a, b in zip(total, found, strict=True)]
     return total
 
 
@@ -442,9 +443,3 @@ def _detached(result: Any) -> Any:
     if mask is not None:
         set_keras_mask(detached, mask)
     return detached
-
-
-def _add(a: Any, b: Any) -> Any:
-    if a is None or b is None:
-        return b if a is None else a
-    return a + b
