@@ -1,4 +1,4 @@
-"""Noise of its own on every replica, Gaussian at the price of uniform."""
+"""Noise of its own on every replica, at the price of the device that runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from keras_crossreg.noise_source import NoiseSource
 from keras_crossreg.primitives import maximum
 from keras_crossreg.primitives import minimum
 from keras_crossreg.primitives import replica_index
-from keras_crossreg.primitives import uniform as draw_uniform
 
 __all__ = ["SeedGenerator", "normal", "uniform"]
 
@@ -36,6 +35,7 @@ class _Pass(threading.local):
 
     num_samples: int | None = None
     source: NoiseSource | None = None
+    is_accelerated: bool = False
 
 
 _PASS = _Pass()
@@ -111,13 +111,30 @@ def has_source() -> bool:
     return _PASS.source is not None
 
 
+@contextlib.contextmanager
+def as_on_an_accelerator() -> Iterator[None]:
+    """Within, numbers are of the backend's own generator on a CPU too."""
+    before, _PASS.is_accelerated = _PASS.is_accelerated, True
+    try:
+        yield
+    finally:
+        _PASS.is_accelerated = before
+
+
+def _shares_numbers() -> bool:
+    """Whether numbers are made as is best on a CPU."""
+    return not _PASS.is_accelerated and primitives.shares_numbers()
+
+
 def uniform(
     shape: Any,
     seed: keras.random.SeedGenerator,
     dtype: str = "float32",
     batch_axis: int = 0,
 ) -> Any:
-    """Numbers in `[0, 1)`, those of `keras.random.uniform` on a CPU.
+    """Numbers in `[0, 1)`, those of `keras.random.uniform`.
+
+    On PyTorch others: Keras adds the seed and the count of draws there.
 
     Args:
         shape: Shape of the result, dynamic or not, of rank 1 or more.
@@ -132,7 +149,8 @@ def uniform(
         return _PASS.source.draw(
             "uniform", shape, seed, dtype, _PASS.num_samples or 1, batch_axis
         )
-    return draw_uniform(shape, seed, dtype)
+    draw = primitives.cpu_uniform if _shares_numbers() else primitives.uniform
+    return draw(shape, seed, dtype)
 
 
 def normal(
@@ -142,17 +160,21 @@ def normal(
     num_samples: int | None = 1,
     reuse: int = REUSE,
 ) -> Any:
-    """Standard normal numbers by the Box-Muller transform.
+    """Standard normal numbers, as the device that runs makes them best.
 
-    PyTorch has one of its own that is as fast, and is used there. Elsewhere,
-    on a CPU the generator of `keras.random.normal` makes about half as many
-    numbers a second. Two uniform numbers `u, v` give two independent normal
-    ones, `sqrt(-2 log u) cos(2 pi v)` and `sqrt(-2 log u) sin(2 pi v)`.
+    On an accelerator, and on PyTorch everywhere, they are of the backend's own
+    generator, and every number is another: there a generator is compiled into
+    what uses its numbers, and costs next to nothing.
 
-    About `reuse` examples use each number, which then costs as much less:
-    the batch is made of as many blocks, which hold the same numbers, each
-    block rotated by an offset that is drawn anew and every other one with the
-    opposite sign. Every number is still normal; all numbers of one example
+    On a CPU they are made by the Box-Muller transform: the generator of
+    `keras.random.normal` makes about half as many numbers a second. Two
+    uniform numbers `u, v` give two independent normal ones,
+    `sqrt(-2 log u) cos(2 pi v)` and `sqrt(-2 log u) sin(2 pi v)`.
+
+    There, about `reuse` examples use each number, which then costs as much
+    less: the batch is made of as many blocks, which hold the same numbers,
+    each block rotated by an offset that is drawn anew and every other one with
+    the opposite sign. Every number is still normal; all numbers of one example
     are still independent, and so are those of two calls. Two numbers of
     different examples are independent but for a chance of one in the size of
     a block that they are equal or opposite. That is for sums over examples:
@@ -182,7 +204,7 @@ def normal(
             "normal", shape, seed, dtype, _PASS.num_samples or 1
         )
     wide = "float64" if dtype == "float64" else "float32"
-    if primitives.normal is not None:
+    if not _shares_numbers():
         return ops.cast(primitives.normal(shape, seed, wide), dtype)
     size = math.prod(shape[1:])
     if num_samples is None:

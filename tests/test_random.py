@@ -1,20 +1,36 @@
-"""Gaussian noise by the Box-Muller transform."""
+"""Gaussian noise: shared on a CPU, of the backend's generator elsewhere."""
+
+import contextlib
 
 import keras
 import numpy as np
 import pytest
 import scipy.stats
 
+import keras_crossreg as kcr
 from keras_crossreg import primitives
 from keras_crossreg import random
 
 pytestmark = pytest.mark.backend
 
-# PyTorch makes normal numbers itself, for every example anew.
+# PyTorch makes normal numbers itself, for every example anew, and so does
+# every backend on an accelerator.
 SHARES = pytest.mark.skipif(
-    primitives.normal is not None, reason="no number is used twice"
+    not primitives.shares_numbers(), reason="no number is used twice"
 )
 ROWS = 200_000
+# Blocks have 2 * 25 * 200 numbers, above the least.
+EXAMPLES, UNITS, REUSE = 400, 200, 8
+
+
+@pytest.fixture(params=["here", "accelerator"])
+def place(request):
+    """Numbers as they are made on this device, and on an accelerator."""
+    if request.param == "here":
+        yield
+        return
+    with random.as_on_an_accelerator():
+        yield
 
 
 def draw(shape, dtype="float32", seed=0, reuse=1, num_samples=1):
@@ -23,7 +39,7 @@ def draw(shape, dtype="float32", seed=0, reuse=1, num_samples=1):
     return keras.ops.convert_to_numpy(numbers)
 
 
-def test_moments():
+def test_moments(place):
     # Standard errors over n numbers are: mean 1 / sqrt(n), variance sqrt(2 /
     # n), skewness sqrt(6 / n), excess kurtosis sqrt(24 / n). We allow 5 of
     # each: a right generator fails with probability 4 * 6e-7, at this seed
@@ -35,13 +51,13 @@ def test_moments():
     assert abs(scipy.stats.kurtosis(x)) < 5 * np.sqrt(24 / ROWS)
 
 
-def test_distribution():
+def test_distribution(place):
     # A right generator fails with probability 1e-4, at this seed never.
     result = scipy.stats.kstest(draw((ROWS,)), scipy.stats.norm.cdf)
     assert result.pvalue > 1e-4
 
 
-def test_the_two_halves_are_uncorrelated():
+def test_the_two_halves_are_uncorrelated(place):
     # They are cosine and sine of one angle. We allow 5 standard errors, as
     # above.
     a, b = draw((2, ROWS // 2))
@@ -50,7 +66,7 @@ def test_the_two_halves_are_uncorrelated():
 
 
 @pytest.mark.parametrize("shape", [(1,), (3,), (2, 5), (5, 1, 3), (0, 4)])
-def test_shapes(shape):
+def test_shapes(place, shape):
     x = draw(shape)
     assert x.shape == shape
     assert np.isfinite(x).all()
@@ -58,13 +74,13 @@ def test_shapes(shape):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
-def test_dtypes(dtype):
+def test_dtypes(place, dtype):
     x = draw((7, 3), dtype)
     assert str(x.dtype) == dtype
     assert np.isfinite(x.astype("float32")).all()
 
 
-def test_seeds():
+def test_seeds(place):
     np.testing.assert_array_equal(draw((9,), seed=3), draw((9,), seed=3))
     assert (draw((9,), seed=3) != draw((9,), seed=4)).any()
     generator = keras.random.SeedGenerator(0)
@@ -79,7 +95,7 @@ def test_seeds():
     keras.backend.backend() == "torch",
     reason="Keras adds seed and counter, which are mixed here",
 )
-def test_uniform_numbers_are_those_of_keras():
+def test_uniform_numbers_are_those_of_keras(place):
     shape, dtype = (2, 500), "float32"
     ours = random.uniform(shape, keras.random.SeedGenerator(5), dtype)
     theirs = keras.random.uniform(
@@ -88,10 +104,115 @@ def test_uniform_numbers_are_those_of_keras():
     np.testing.assert_array_equal(ours, theirs)
 
 
-# Numbers that several examples of a batch share.
+# Numbers of an accelerator.
 
-# Blocks have 2 * 25 * 200 numbers, above the least.
-EXAMPLES, UNITS, REUSE = 400, 200, 8
+
+@pytest.fixture(params=[1, 4])
+def all_different(request):
+    """A batch of one sample or of four, of 400 examples in all."""
+    with random.as_on_an_accelerator():
+        return draw((EXAMPLES, UNITS), reuse=REUSE, num_samples=request.param)
+
+
+def test_no_number_is_used_twice_on_an_accelerator(all_different):
+    # Of 80,000 numbers with 23 bits at the least some are equal by chance,
+    # n / 2^24 of them.
+    assert len(np.unique(np.abs(all_different))) >= all_different.size * 0.98
+
+
+def test_examples_are_independent_on_an_accelerator(all_different):
+    # Of x and of x^2, for examples that stand at five distances, 50 and 100
+    # among them, where blocks would be on a CPU, and for units that stand
+    # next to each other. We allow 5 standard errors of twelve correlations: a
+    # right generator fails with probability 7e-6, at these seeds never.
+    x = all_different.astype("float64")
+    for y in (x, (x**2 - 1) / np.sqrt(2)):
+        for one, other in (
+            *((y[:-k], y[k:]) for k in (1, 50, 100, 200, 300)),
+            (y[:, :-1], y[:, 1:]),
+        ):
+            correlation = (one * other).mean()
+            assert abs(correlation) < 5 / np.sqrt(one.size)
+
+
+LAYERS = {
+    "noise": lambda: kcr.layers.GaussianNoiseScale(0.5, seed=1),
+    "gaussian_dropout": lambda: kcr.layers.LearnedGaussianDropout(0.2, seed=1),
+    "dropout": lambda: kcr.layers.LearnedDropout(0.2, seed=1),
+}
+
+
+@pytest.mark.parametrize("sampling", [False, True])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_layers_have_the_same_statistics_on_an_accelerator(kind, sampling):
+    # The inputs are 1: what comes out has mean 1 and variance 1 / 4, which is
+    # also rate / (1 - rate). Standard errors over n numbers: mean
+    # sqrt(.25 / n); variance, at most, .375 / sqrt(n), with a fourth central
+    # moment of 3 / 16 or, of dropout, .2; we allow 5 of each. A right layer
+    # fails with probability 1.2e-6, at these seeds never.
+    x = np.ones((EXAMPLES, UNITS), "float32")
+    flags = dict(sampling=True) if sampling else dict(training=True)
+
+    def outputs(scope):
+        with scope:
+            y = keras.ops.convert_to_numpy(LAYERS[kind]()(x, **flags))
+        return y.astype("float64")
+
+    for scope in (contextlib.nullcontext(), random.as_on_an_accelerator()):
+        y = outputs(scope)
+        # On a CPU eight examples share a number.
+        n = y.size / (REUSE if isinstance(scope, contextlib.nullcontext) else 1)
+        assert abs(y.mean() - 1) < 5 * np.sqrt(0.25 / n)
+        assert abs(y.var() - 0.25) < 5 * 0.375 / np.sqrt(n)
+
+
+def test_augmentation_draws_on_an_accelerator():
+    # Shifts by up to 2 pixels of images that are linear in the place: what
+    # comes out in their middle is the shift, uniform. A right layer fails
+    # with probability 1e-4, at this seed never.
+    layer = kcr.layers.LearnedAugmentation(
+        **dict.fromkeys(("rotation", "shear", "zoom", "brightness")),
+        translation=2.0,
+        contrast=None,
+        data_format="channels_last",
+        seed=1,
+    )
+    ramp = np.broadcast_to(np.arange(9.0)[:, None, None], (4000, 9, 9, 1))
+    with random.as_on_an_accelerator():
+        y = layer(ramp.astype("float32"), training=True)
+    shifts = keras.ops.convert_to_numpy(y)[:, 4, 4, 0] - 4.0
+    result = scipy.stats.kstest(shifts, scipy.stats.uniform(-2, 4).cdf)
+    assert result.pvalue > 1e-4
+
+
+def test_training_learns_with_noise_of_an_accelerator():
+    keras.utils.set_random_seed(0)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(64, 3)).astype("float32")
+    y = (x[:, 0] > 0).astype("int32")
+    inputs = keras.Input((3,))
+    h = keras.layers.Dense(4)(inputs)
+    h = kcr.layers.GaussianNoiseScale(0.3, name="noise")(h)
+    h = kcr.layers.LearnedDropout(0.2)(h)
+    model = kcr.CrossRegModel(inputs, keras.layers.Dense(2)(h))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("adam", loss, num_samples=4, reg_freq=1, reg_warmup=0)
+    with random.as_on_an_accelerator():
+        history = model.fit(
+            x, y, batch_size=16, epochs=2, verbose=0, reg_split=0.4
+        ).history
+        predicted = model.predict(x, verbose=0)
+        again = model.predict(x, verbose=0)
+    assert np.isfinite([history["loss"], history["reg_loss"]]).all()
+    assert all(
+        np.all(v != s)
+        for v, s in zip(model.get_rho().values(), (0.3, 0.2), strict=True)
+    )
+    # Samples are repeated until training goes on, here too.
+    np.testing.assert_array_equal(predicted, again)
+
+
+# Numbers that several examples of a batch share.
 
 
 def shared(seed=0):

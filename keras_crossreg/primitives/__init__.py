@@ -11,6 +11,7 @@ _BACKEND = check_backend()
 
 if _BACKEND == "tensorflow":
     from keras_crossreg.primitives.tensorflow import apply_gradients
+    from keras_crossreg.primitives.tensorflow import cpu_uniform
     from keras_crossreg.primitives.tensorflow import draw_in_runtime
     from keras_crossreg.primitives.tensorflow import evaluated_after
     from keras_crossreg.primitives.tensorflow import gradient
@@ -24,12 +25,14 @@ if _BACKEND == "tensorflow":
     from keras_crossreg.primitives.tensorflow import rows
     from keras_crossreg.primitives.tensorflow import second_order
     from keras_crossreg.primitives.tensorflow import seed_scope
+    from keras_crossreg.primitives.tensorflow import shares_numbers
     from keras_crossreg.primitives.tensorflow import uniform
     from keras_crossreg.primitives.tensorflow import value_and_gradient
     from keras_crossreg.primitives.tensorflow import value_and_gradients
     from keras_crossreg.primitives.tensorflow import vector_jacobian
 elif _BACKEND == "jax":
     from keras_crossreg.primitives.jax import apply_gradients
+    from keras_crossreg.primitives.jax import cpu_uniform
     from keras_crossreg.primitives.jax import draw_in_runtime
     from keras_crossreg.primitives.jax import evaluated_after
     from keras_crossreg.primitives.jax import gradient
@@ -43,12 +46,14 @@ elif _BACKEND == "jax":
     from keras_crossreg.primitives.jax import rows
     from keras_crossreg.primitives.jax import second_order
     from keras_crossreg.primitives.jax import seed_scope
+    from keras_crossreg.primitives.jax import shares_numbers
     from keras_crossreg.primitives.jax import uniform
     from keras_crossreg.primitives.jax import value_and_gradient
     from keras_crossreg.primitives.jax import value_and_gradients
     from keras_crossreg.primitives.jax import vector_jacobian
 elif _BACKEND == "torch":
     from keras_crossreg.primitives.torch import apply_gradients
+    from keras_crossreg.primitives.torch import cpu_uniform
     from keras_crossreg.primitives.torch import draw_in_runtime
     from keras_crossreg.primitives.torch import evaluated_after
     from keras_crossreg.primitives.torch import gradient
@@ -62,6 +67,7 @@ elif _BACKEND == "torch":
     from keras_crossreg.primitives.torch import rows
     from keras_crossreg.primitives.torch import second_order
     from keras_crossreg.primitives.torch import seed_scope
+    from keras_crossreg.primitives.torch import shares_numbers
     from keras_crossreg.primitives.torch import uniform
     from keras_crossreg.primitives.torch import value_and_gradient
     from keras_crossreg.primitives.torch import value_and_gradients
@@ -70,6 +76,7 @@ elif _BACKEND == "torch":
 __all__ = [
     "NotDifferentiableTwice",
     "apply_gradients",
+    "cpu_uniform",
     "draw_in_runtime",
     "evaluated_after",
     "gradient",
@@ -83,6 +90,7 @@ __all__ = [
     "rows",
     "second_order",
     "seed_scope",
+    "shares_numbers",
     "uniform",
     "value_and_gradient",
     "value_and_gradients",

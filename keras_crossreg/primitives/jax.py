@@ -116,6 +116,19 @@ def seed_scope() -> contextlib.AbstractContextManager[Any]:
 # ---- Numbers -----------------------------------------------------------------
 
 
+def shares_numbers() -> bool:
+    """Whether this runs on a CPU, where numbers that are shared cost less."""
+    distribution = keras.distribution.distribution()
+    if distribution is not None:
+        # Keras names devices as `"cpu:0"`.
+        names = distribution.device_mesh.devices.flat
+        return all(str(name).lower().startswith("cpu") for name in names)
+    # A device, or the name of a platform.
+    default = jax.config.jax_default_device
+    platform = getattr(default, "platform", default) or jax.default_backend()
+    return str(platform) == "cpu"
+
+
 def uniform(
     shape: Any, seed: keras.random.SeedGenerator, dtype: str = "float32"
 ) -> Any:
@@ -123,8 +136,15 @@ def uniform(
     return keras.random.uniform(shape, seed=seed, dtype=dtype)
 
 
-#: What makes normal numbers as fast as uniform ones; there is none.
-normal: Callable[..., Any] | None = None
+def normal(
+    shape: Any, seed: keras.random.SeedGenerator, dtype: str = "float32"
+) -> Any:
+    """Standard normal numbers."""
+    return keras.random.normal(shape, seed=seed, dtype=dtype)
+
+
+#: On a CPU there is no other way to uniform numbers.
+cpu_uniform = uniform
 
 
 def draw_in_runtime(kind: str, shape: Any, dtype: str, seed: int) -> Any:

@@ -71,7 +71,34 @@ def seed_scope() -> contextlib.AbstractContextManager[Any]:
 # ---- Numbers -----------------------------------------------------------------
 
 
+def shares_numbers() -> bool:
+    """Whether this runs on a CPU, where numbers that are shared cost less.
+
+    A scope of `tf.device` or of a strategy says where; without one TensorFlow
+    takes an accelerator where there is any, compiled or not.
+    """
+    place: str = tf.zeros([]).device
+    if place:
+        return "CPU" in place.upper()
+    devices = tf.config.list_logical_devices()
+    return all("CPU" in device.device_type for device in devices)
+
+
 def uniform(
+    shape: Any, seed: keras.random.SeedGenerator, dtype: str = "float32"
+) -> Any:
+    """Numbers in `[0, 1)`, by the generator that TensorFlow chooses."""
+    return keras.random.uniform(shape, dtype=dtype, seed=seed)
+
+
+def normal(
+    shape: Any, seed: keras.random.SeedGenerator, dtype: str = "float32"
+) -> Any:
+    """Standard normal numbers, by the generator that TensorFlow chooses."""
+    return keras.random.normal(shape, dtype=dtype, seed=seed)
+
+
+def cpu_uniform(
     shape: Any, seed: keras.random.SeedGenerator, dtype: str = "float32"
 ) -> Any:
     """Numbers in `[0, 1)`, those of `keras.random.uniform` on a CPU.
@@ -92,10 +119,6 @@ def draw_in_runtime(kind: str, shape: Any, dtype: str, seed: int) -> Any:
     """
     draw = tf.random.normal if kind == "normal" else tf.random.uniform
     return draw(shape, dtype=dtype, seed=seed)
-
-
-#: What makes normal numbers as fast as uniform ones; there is none.
-normal: Callable[..., Any] | None = None
 
 
 def rows(x: Any, start: int, size: Any) -> Any:

@@ -85,6 +85,11 @@ def seed_scope() -> contextlib.AbstractContextManager[Any]:
 # ---- Numbers -----------------------------------------------------------------
 
 
+def shares_numbers() -> bool:
+    """Nowhere: PyTorch makes normal numbers as fast as uniform ones."""
+    return False
+
+
 def uniform(
     shape: Any, seed: keras.random.SeedGenerator, dtype: str = "float32"
 ) -> Any:
@@ -95,8 +100,12 @@ def uniform(
 def normal(
     shape: Any, seed: keras.random.SeedGenerator, dtype: str = "float32"
 ) -> Any:
-    """Standard normal numbers, which PyTorch makes as fast as uniform ones."""
+    """Standard normal numbers, made on the device that is in use."""
     return _draw(torch.randn, shape, seed, dtype)
+
+
+#: On a CPU there is no other way to uniform numbers.
+cpu_uniform = uniform
 
 
 @torch.compiler.disable
