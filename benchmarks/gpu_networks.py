@@ -63,6 +63,16 @@ def wrn_16(width: int = 64) -> Body:
     return body
 
 
+class Places(keras.layers.Layer):
+    """Adds what is learned of each place."""
+
+    def build(self, input_shape: Any) -> None:
+        self.table = self.add_weight(shape=input_shape[1:], name="table")
+
+    def call(self, inputs: Any) -> Any:
+        return inputs + self.table
+
+
 def transformer(width: int = 192, depth: int = 6) -> Body:
     """Of 64 patches of 4 by 4 pixels, noise behind each normalization."""
 
@@ -73,8 +83,7 @@ def transformer(width: int = 192, depth: int = 6) -> Body:
     def body(x: Any, noise: Any) -> Any:
         x = keras.layers.Conv2D(width, 4, strides=4)(x)
         x = keras.layers.Reshape((-1, width))(x)
-        places = keras.ops.arange(x.shape[1])
-        x = x + keras.layers.Embedding(x.shape[1], width)(places)
+        x = Places()(x)
         for _ in range(depth):
             y = normalized_rows(x, noise)
             heads = max(width // 64, 1)
