@@ -146,12 +146,16 @@ class Alternation(RegularizationLoss):
             return
         schedule = state.schedule
         assert schedule is not None
+        taken = state.count_execution(self.steps_per_execution)
         if self.steps_per_execution == 1:
-            steps = schedule.steps + 1
-        else:
-            # The last execution of an epoch may be shorter. The optimizer
-            # knows.
-            steps = _keras.count_steps(self.optimizer)
+            taken = 1
+        # Where nothing else says how many they were, the optimizer does, which
+        # waits for the device.
+        steps = (
+            _keras.count_steps(self.optimizer)
+            if taken is None
+            else schedule.steps + taken
+        )
         if schedule.reg_freq is None:
             taken = max(1, steps - schedule.steps)
             schedule.choose_reg_freq(
@@ -174,10 +178,12 @@ class Alternation(RegularizationLoss):
             batches += (self._training_examples(state.train_batch, batch),)
         logs = self._rho_function(batches)
         if self._options.second_order is not None:
-            state.rho_steps += 1
-            if not logs.pop(IS_POSITIVE):
-                steps = _keras.count_steps(self.optimizer)
-                state.bad_curvature.append(steps)
+            steps = (
+                state.schedule.steps
+                if state.schedule is not None
+                else _keras.count_steps(self.optimizer)
+            )
+            state.note_curvature(steps, logs.pop(IS_POSITIVE))
         state.logs = logs
 
     def _measure(self, state: FitState) -> None:
@@ -217,6 +223,7 @@ class Alternation(RegularizationLoss):
         finally:
             self._fit_state = before
             state.end()
+            state.read_curvatures()
             if state.bad_curvature:
                 warn_of_curvature(
                     len(state.bad_curvature),

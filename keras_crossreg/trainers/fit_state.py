@@ -30,6 +30,8 @@ class FitState:
         is_measured: Whether an epoch without a rho step was measured.
         steps_are_stale: Whether steps were taken, or left out, that the
             schedule does not know of.
+        steps_of_epoch: Training steps of an epoch, where they are known.
+        steps_in_epoch: Those that the epoch has taken.
         rho_steps: Rho steps that a `hypergradient` looked at.
         bad_curvature: After which training steps it met curvature that was
             not positive.
@@ -45,10 +47,43 @@ class FitState:
     metrics_are_stale: bool = True
     is_measured: bool = False
     steps_are_stale: bool = True
+    steps_of_epoch: int | None = None
+    steps_in_epoch: int = 0
     rho_steps: int = 0
     bad_curvature: list[int] = dataclasses.field(default_factory=list)
+    # Of the steps whose curvature is still on the device.
+    _curvatures: list[tuple[int, Any]] = dataclasses.field(default_factory=list)
+
+    def count_execution(self, steps_per_execution: int) -> int | None:
+        """The training steps of the execution that has run, where known.
+
+        The last one of an epoch may have fewer.
+        """
+        if self.steps_of_epoch is None:
+            return None
+        left = self.steps_of_epoch - self.steps_in_epoch
+        taken = min(steps_per_execution, left)
+        # An epoch begins where the one before has ended.
+        self.steps_in_epoch = (
+            self.steps_in_epoch + taken
+        ) % self.steps_of_epoch
+        return taken
+
+    def note_curvature(self, steps: int, is_positive: Any) -> None:
+        """Notes a look of a `hypergradient`, without waiting for its result.
+
+        `steps`: the training steps before it.
+        """
+        self.rho_steps += 1
+        self._curvatures.append((steps, is_positive))
+
+    def read_curvatures(self) -> None:
+        """Waits for those that were noted."""
+        self.bad_curvature += [s for s, good in self._curvatures if not good]
+        self._curvatures.clear()
 
     def begin_epoch(self) -> None:
+        self.read_curvatures()
         self.metrics_are_stale = True
         self.is_measured = False
         # A run that goes on from here counts anew: loss scaling leaves steps

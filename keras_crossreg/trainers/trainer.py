@@ -173,7 +173,9 @@ class CrossRegTrainer(Preparation):
 
         steps = steps_per_epoch or data_lib.num_batches(data, batch_size)
         switch = epochs - merge_epochs
-        with self._keeping(FitState()) as state:
+        # Of what Keras splits, the number of batches is not known here.
+        known = None if validation_split else steps
+        with self._keeping(FitState(steps_of_epoch=known)) as state:
             watch = None
             if self.compiled:
                 data = self._prepare(
