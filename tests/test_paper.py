@@ -36,8 +36,10 @@ def run(script, monkeypatch, tmp_path):
 
     def run(name, *runs):
         module = script(name)
-        assert set(runs) <= set(module.RUNS)
-        monkeypatch.setattr(module, "RUNS", {r: module.RUNS[r] for r in runs})
+        # What the scale "paper" has, at that of seconds.
+        every = {**getattr(module, "PAPER_RUNS", {}), **module.RUNS}
+        assert set(runs) <= set(every)
+        monkeypatch.setattr(module, "RUNS", {r: every[r] for r in runs})
         module.command(["--scale", "smoke", "--out", str(tmp_path)])
         page = (tmp_path / f"{name}-smoke.md").read_text()
         assert "not with published" in page
@@ -129,6 +131,71 @@ def test_noise_breeds_a_population(run):
     assert bred["seconds"] > bred["training"] > 0
     assert len(set(bred["rho"])) == 3
     assert all(0.03 <= sigma <= 3 for sigma in bred["rho"])
+
+
+@ignore_warnings
+def test_noise_of_the_scale_paper(run):
+    pytest.importorskip("keras_tuner")
+    dropped, finished = run(
+        "noise", "dropout, usual places", "cross-regularized, finished"
+    )
+    assert dropped["rho"] == [] and dropped["passes"] == 2 * 256
+    # An epoch in which rho learn, and one with all data.
+    assert finished["passes"] == 192 + 256
+    assert len(finished["rho"]) == 3
+
+
+@ignore_warnings
+def test_an_ensemble_goes_on_at_its_next_member(script, monkeypatch, tmp_path):
+    calibration, common = script("calibration"), script("common")
+    tiny = {"paper": common.SCALES["smoke"]}
+    monkeypatch.setattr(calibration, "MEMBERS", 2)
+    runs = {"ensemble of 5": calibration.PAPER_RUNS["ensemble of 5"]}
+    trained = []
+
+    def uncalibrated(experiment):
+        trained.append(len(trained))
+        if len(trained) == 2:
+            raise KeyboardInterrupt
+        experiment.spent["elsewhere"] += 1.0
+        return np.full((100, 10), 0.1)
+
+    monkeypatch.setattr(calibration, "uncalibrated", uncalibrated)
+    data = {}
+    for split in ("train", "test"):
+        data[f"{split}_x"], data[f"{split}_y"] = random_images("", split)
+    np.savez(tmp_path / "images.npz", **data)
+
+    def start():
+        calibration.main(
+            "Title.",
+            "calibration",
+            runs,
+            ["--scale", "paper", "--out", str(tmp_path)]
+            + ["--images", str(tmp_path / "images.npz")],
+            scales=tiny,
+        )
+
+    with pytest.raises(KeyboardInterrupt):
+        start()
+    start()
+    # The first member was not trained again.
+    assert len(trained) == 3
+    assert len((tmp_path / "calibration-paper.jsonl").read_text()) > 10
+
+
+def test_every_script_has_its_rows_of_the_scale_paper(script):
+    pytest.importorskip("keras_tuner")
+    scale = script("common").SCALES["paper"]
+    assert scale.epochs == 30 and scale.steps_per_execution > 1
+    for name, some in (
+        ("noise", {"dropout, usual places", "cross-regularized, finished"}),
+        ("calibration", {"ensemble of 5", "cross-regularized, finished"}),
+        ("augmentation", {"no augmentation", "cross-regularized, finished"}),
+    ):
+        runs = script(name).PAPER_RUNS
+        assert some <= set(runs)
+        assert not any("best of" in run or "PBT" in run for run in runs)
 
 
 @pytest.mark.parametrize("missing", ["keras_tuner", "ray"])

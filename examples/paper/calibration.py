@@ -22,6 +22,7 @@ from common import keras
 from common import main
 from common import noise
 from common import probabilities
+from common import usual_dropout
 
 import keras_crossreg as kcr
 
@@ -57,7 +58,19 @@ def fixed_noise(experiment: Experiment) -> np.ndarray:
 
 
 def ensemble(experiment: Experiment) -> np.ndarray:
-    return np.mean([uncalibrated(experiment) for _ in range(MEMBERS)], axis=0)
+    def member(number: int) -> np.ndarray:
+        if experiment.folder is not None:
+            # The same, whatever was trained before it in this process.
+            keras.utils.set_random_seed(1000 * (number + 1) + experiment.seed)
+        return uncalibrated(experiment)
+
+    return np.mean(
+        [
+            experiment.part(f"ensemble-{n}", lambda n=n: member(n))
+            for n in range(MEMBERS)
+        ],
+        axis=0,
+    )
 
 
 def mc_dropout(experiment: Experiment) -> np.ndarray:
@@ -70,6 +83,19 @@ def mc_dropout(experiment: Experiment) -> np.ndarray:
 
 def cross_regularized(experiment: Experiment) -> np.ndarray:
     model = experiment.cross_regularize(experiment.build(noise))
+    return probabilities(model, experiment.test[0])
+
+
+def usual(experiment: Experiment) -> np.ndarray:
+    """Dropout where networks have it, off in prediction."""
+    model = experiment.build(usual_dropout(experiment.scale))
+    experiment.fit(model, experiment.everything)
+    return probabilities(model, experiment.test[0])
+
+
+def finished(experiment: Experiment) -> np.ndarray:
+    """In one run: rho learn in half of the epochs."""
+    model = experiment.finish(experiment.build(noise))
     return probabilities(model, experiment.test[0])
 
 
@@ -87,10 +113,20 @@ RUNS = {
     "cross-regularized": cross_regularized,
     "cross-regularized, refit": refitted,
 }
+PAPER_RUNS = {
+    "uncalibrated": uncalibrated,
+    "temperature scaling": temperature_scaling,
+    "fixed noise, sigma 1": fixed_noise,
+    "dropout, usual places": usual,
+    "ensemble of 5": ensemble,
+    "cross-regularized": cross_regularized,
+    "cross-regularized, finished": finished,
+}
 
 
 def command(arguments: list[str] | None = None) -> None:
-    main(__doc__, "calibration", RUNS, arguments)
+    runs = {"paper": PAPER_RUNS}
+    main(__doc__, "calibration", RUNS, arguments, at_scale=runs)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ between training and test images, the noise averaged in both predictions.
     pip install 'keras-crossreg[tensorflow,examples,search]'
     python examples/paper/noise.py --scale smoke    # seconds
     python examples/paper/noise.py                  # half an hour
+    python examples/paper/noise.py --scale paper    # a GPU: no search there
 """
 
 from __future__ import annotations
@@ -33,13 +34,16 @@ from common import main
 from common import noise
 from common import quick
 from common import some
+from common import usual_dropout
 
 try:
     import keras_tuner
 except ImportError as error:
-    raise SystemExit(
-        "The search needs KerasTuner: pip install 'keras-crossreg[search]'"
-    ) from error
+    if "paper" not in sys.argv:
+        raise SystemExit(
+            "The search needs KerasTuner: pip install 'keras-crossreg[search]'"
+        ) from error
+    keras_tuner = None
 
 sys.path.append(str(pathlib.Path(__file__).parents[2] / "benchmarks"))
 import population
@@ -85,7 +89,12 @@ def fixed(experiment: Experiment) -> Row:
     return trained(experiment, experiment.build_fixed(1.0, first))
 
 
-class FixedSigma(keras_tuner.HyperModel):
+def dropped(experiment: Experiment) -> Row:
+    regularizer = usual_dropout(experiment.scale)
+    return trained(experiment, experiment.build(regularizer))
+
+
+class FixedSigma(keras_tuner.HyperModel if keras_tuner else object):
     """What the search builds, trains and scores."""
 
     def __init__(self, experiment: Experiment) -> None:
@@ -149,6 +158,12 @@ def learned(experiment: Experiment) -> Row:
     return row(experiment, model, rho_passes)
 
 
+def finished(experiment: Experiment) -> Row:
+    """In one run: rho learn in half of the epochs."""
+    model = experiment.finish(experiment.build(noise), **watched(experiment))
+    return row(experiment, model)
+
+
 def refitted(experiment: Experiment) -> Row:
     model, rho_passes = learn(experiment)
     final = experiment.refit(model, **watched(experiment))
@@ -162,6 +177,13 @@ RUNS = {
     f"PBT, population {MEMBERS}": evolved,
     LEARNED: learned,
     f"{LEARNED}, refit": refitted,
+}
+PAPER_RUNS = {
+    "no regularization": plain,
+    f"fixed sigma 1, last {NOISY_LAYERS} layers": fixed,
+    "dropout, usual places": dropped,
+    LEARNED: learned,
+    f"{LEARNED}, finished": finished,
 }
 WITH_MORE_LAYERS = quick(blocks=SCALES["small"].blocks)
 
@@ -215,7 +237,7 @@ def sigmas(results: Results, runs: list[str]) -> None:
 
 
 def command(arguments: list[str] | None = None) -> None:
-    if evolved in RUNS.values():
+    if evolved in RUNS.values() and "paper" not in (arguments or sys.argv):
         population.ray_tune()  # Or says now that it is missing.
     main(
         __doc__,
@@ -225,6 +247,7 @@ def command(arguments: list[str] | None = None) -> None:
         columns=some("accuracy", "gap", "nll", "ece", "time"),
         figures={"": dots, "curves": curves, "sigmas": sigmas},
         scales=WITH_MORE_LAYERS,
+        at_scale={"paper": PAPER_RUNS},
     )
 
 
