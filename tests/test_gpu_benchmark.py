@@ -139,16 +139,12 @@ def test_smoke(run, script):
 
 
 @pytest.mark.slow
-def test_every_network_learns(run, script):
+def test_a_case_in_a_process_of_its_own(run):
     rows, _ = run(
-        "--only",
-        "fit: VGG-16, 1024, mixed_bfloat16: learning",
-        "fit: WRN-16-4, 128, float32: learning",
-        "--fresh",
+        "--only", "fit: WRN-16-4, 1024, mixed_bfloat16: learning", "--fresh"
     )
-    assert len(rows) == 2
-    for row in rows:
-        check(row)
+    (row,) = rows
+    check(row)
 
 
 def test_instructions_are_counted(script, tmp_path, monkeypatch):
