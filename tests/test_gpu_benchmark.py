@@ -134,6 +134,12 @@ def test_smoke(run, script):
     rows, _ = run()
     assert len(rows) == len(script("gpu").chosen(None, smoke=True)) >= 9
     for row in rows:
+        if "F16_F16_F32' is not supported by dot_general" in row.get(
+            "error", ""
+        ):
+            # JAX on a CPU cannot, with layers of Keras alone neither.
+            assert keras.backend.backend() == "jax"
+            continue
         check(row)
     assert {row["what"] for row in rows} == {"fit", "predict", "augment"}
 
