@@ -61,6 +61,9 @@ from keras.src.trainers.data_adapters.array_slicing import (
     train_validation_split,
 )
 
+# Messages that go where Keras's own go, or are silent with them.
+from keras.src.utils.io_utils import print_msg as print_message
+
 from keras_crossreg._keras_backends import NestedScope
 from keras_crossreg._keras_backends import batches_of
 from keras_crossreg._keras_backends import devices_of_batches
@@ -115,6 +118,7 @@ __all__ = [
     "make_step_function",
     "mark_synced",
     "optimized_variables",
+    "print_message",
     "producing_node",
     "read_state",
     "receive_sampling",

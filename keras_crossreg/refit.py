@@ -16,6 +16,8 @@ from keras_crossreg.rho import assign_rho
 from keras_crossreg.rho import read_rho
 from keras_crossreg.rho import rho_by_key
 from keras_crossreg.rho import stored_value
+from keras_crossreg.trainers.progress import announce
+from keras_crossreg.trainers.progress import count_of
 from keras_crossreg.warm_start import MeasureAverages
 from keras_crossreg.warm_start import check_data
 from keras_crossreg.warm_start import take_theta
@@ -131,6 +133,10 @@ def refit(
             # Other callbacks see what these set.
             callbacks = [*first, *keras.tree.flatten(callbacks or [])]
             fit_arguments["callbacks"] = callbacks
+    announce(
+        fit_arguments.get("verbose", "auto"),
+        _what_happens(fit_arguments, warm, schedule),
+    )
     stretched: contextlib.AbstractContextManager[None]
     stretched = contextlib.nullcontext()
     if warm:
@@ -138,6 +144,13 @@ def refit(
     with stretched:
         final.fit(x, y, **fit_arguments)
     return final
+
+
+def _what_happens(arguments: Any, warm: bool, schedule: Any) -> str:
+    epochs = arguments.get("epochs", 1) - arguments.get("initial_epoch", 0)
+    begin = "from the trained weights" if warm else "from new weights"
+    rho = "frozen" if schedule is None else "replayed"
+    return f"Refitting: {count_of(epochs)} {begin}, with rho {rho}."
 
 
 class _Replay(keras.callbacks.Callback):

@@ -357,3 +357,14 @@ def test_losses_of_a_model_are_those_of_its_layers():
     halved = [[v / 2 for v in of_layer] for of_layer in losses]
     _keras.set_losses_by_layer(model, halved)
     assert [float(v) for v in model.losses] == [1.0]
+
+
+def test_messages_go_where_those_of_keras_go(capsys, caplog):
+    _keras.print_message("seen")
+    assert capsys.readouterr().out == "seen\n"
+    keras.config.disable_interactive_logging()
+    try:
+        _keras.print_message("logged")
+    finally:
+        keras.config.enable_interactive_logging()
+    assert capsys.readouterr().out == ""

@@ -4,6 +4,10 @@ import pathlib
 import re
 import tomllib
 
+import keras
+import numpy as np
+import pytest
+
 import keras_crossreg as kcr
 from keras_crossreg.testing import check_rho_layer
 
@@ -56,3 +60,38 @@ def test_contributing_names_what_is_there():
     # Every folder of the package has its line.
     folders = {f"{p.parent.name}/" for p in package.glob("*/__init__.py")}
     assert folders <= names
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_the_lines_of_the_readme_run():
+    text = (ROOT / "README.md").read_text()
+    block = re.search("^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)[
+        1
+    ]
+    random = np.random.default_rng(0)
+    data = {
+        f"{kind}_{name}": array
+        for name in ("train", "reg", "test")
+        for kind, array in (
+            ("x", random.normal(size=(40, 4)).astype("float32")),
+            ("y", random.integers(0, 2, 40)),
+        )
+    }
+    model = keras.Sequential(
+        [
+            keras.Input((4,)),
+            keras.layers.Dense(4),
+            keras.layers.Dropout(0.2),
+            keras.layers.Dense(2, activation="softmax"),
+        ]
+    )
+    namespace = {**data, "model": model}
+    exec(block, namespace)
+    assert namespace["model"].rho_optimizer.iterations > 0
+
+
+def test_links_of_the_readme_lead_to_files():
+    text = (ROOT / "README.md").read_text()
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text)
+    assert len(links) > 10
+    assert not [link for link in links if not (ROOT / link).exists()]

@@ -184,14 +184,14 @@ class Alternation(RegularizationLoss):
                 else _keras.count_steps(self.optimizer)
             )
             state.note_curvature(steps, logs.pop(IS_POSITIVE))
-        state.logs = logs
+        state.report(logs)
 
     def _measure(self, state: FitState) -> None:
         """Measures an epoch without a rho step, on the batch that is next."""
         assert state.stream is not None
         self._reg_metrics.reset()
         batch = self._ranked(state.stream.peek())
-        state.logs = self._measure_function((batch,))
+        state.report(self._measure_function((batch,)))
         state.is_measured = True
 
     def _ranked(self, batch: Any) -> Any:

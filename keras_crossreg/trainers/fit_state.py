@@ -24,6 +24,7 @@ class FitState:
         logs: What was reported last of the regularization batches. Not
             numbers before, and in merged epochs, so that every epoch has the
             same keys.
+        logs_are_known: Whether these are numbers that were measured.
         shows_metrics: Whether the metrics of the model include those of the
             regularization batches: not within a step of theta.
         metrics_are_stale: Whether the next rho step is the first of an epoch.
@@ -43,6 +44,7 @@ class FitState:
     train_like: Any = None
     train_batch: Any = None
     logs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    logs_are_known: bool = False
     shows_metrics: bool = False
     metrics_are_stale: bool = True
     is_measured: bool = False
@@ -90,9 +92,15 @@ class FitState:
         # out. And at the first step a callback may have restored optimizers.
         self.steps_are_stale = True
 
+    def report(self, logs: dict[str, Any]) -> None:
+        """Reports what was measured of the regularization batches."""
+        self.logs = logs
+        self.logs_are_known = True
+
     def clear_logs(self, names: Any) -> None:
         """Reports that nothing is known under these names."""
         self.logs = dict.fromkeys(names, float("nan"))
+        self.logs_are_known = False
 
     def end(self) -> None:
         self.end_stream()

@@ -20,6 +20,9 @@ from keras_crossreg.trainers.fit_warnings import warn_of_reg_data
 from keras_crossreg.trainers.merge import OneRun
 from keras_crossreg.trainers.merge import merge
 from keras_crossreg.trainers.preparation import Preparation
+from keras_crossreg.trainers.progress import announce
+from keras_crossreg.trainers.progress import count_of
+from keras_crossreg.trainers.progress import with_bar
 from keras_crossreg.trainers.rho_schedule import Epochs
 
 
@@ -192,6 +195,8 @@ class CrossRegTrainer(Preparation):
                 watch = RhoWatch(learning, self.rho_optimizer)
                 if learning and reg_data is not None:
                     warn_of_reg_data(data, reg_data, validation_data, learning)
+            if state.stream is not None:
+                callbacks = with_bar(callbacks, verbose, state)
             if merge_epochs:
                 merged = merge(data, reg_data, self._merge_datasets)
                 assert steps is not None
@@ -224,6 +229,11 @@ class CrossRegTrainer(Preparation):
                         self.measure_moving_averages, merged, batch_size
                     )
                 callbacks.next_phase(steps, before_steps)
+                announce(
+                    verbose,
+                    f"Finishing: {count_of(epochs - first)} on training and "
+                    "regularization data together, with rho frozen.",
+                )
                 history = keras_fit(merged, callbacks, first, epochs)
             return history
 
