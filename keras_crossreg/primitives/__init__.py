@@ -28,6 +28,7 @@ if _BACKEND == "tensorflow":
     from keras_crossreg.primitives.tensorflow import value_and_gradient
     from keras_crossreg.primitives.tensorflow import value_and_gradients
     from keras_crossreg.primitives.tensorflow import vector_jacobian
+    from keras_crossreg.primitives.tensorflow import writers
 elif _BACKEND == "jax":
     from keras_crossreg.primitives.jax import apply_gradients
     from keras_crossreg.primitives.jax import draw_in_runtime
@@ -47,6 +48,7 @@ elif _BACKEND == "jax":
     from keras_crossreg.primitives.jax import value_and_gradient
     from keras_crossreg.primitives.jax import value_and_gradients
     from keras_crossreg.primitives.jax import vector_jacobian
+    from keras_crossreg.primitives.jax import writers
 elif _BACKEND == "torch":
     from keras_crossreg.primitives.torch import apply_gradients
     from keras_crossreg.primitives.torch import draw_in_runtime
@@ -66,6 +68,7 @@ elif _BACKEND == "torch":
     from keras_crossreg.primitives.torch import value_and_gradient
     from keras_crossreg.primitives.torch import value_and_gradients
     from keras_crossreg.primitives.torch import vector_jacobian
+    from keras_crossreg.primitives.torch_export import writers
 
 __all__ = [
     "NotDifferentiableTwice",
@@ -87,4 +90,5 @@ __all__ = [
     "value_and_gradient",
     "value_and_gradients",
     "vector_jacobian",
+    "writers",
 ]

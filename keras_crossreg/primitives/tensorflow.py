@@ -94,6 +94,9 @@ def draw_in_runtime(kind: str, shape: Any, dtype: str, seed: int) -> Any:
     return draw(shape, dtype=dtype, seed=seed)
 
 
+#: By format: what writes it in the place of Keras.
+writers: dict[str, Callable[..., None]] = {}
+
 #: What makes normal numbers as fast as uniform ones; there is none.
 normal: Callable[..., Any] | None = None
 
