@@ -4,6 +4,7 @@ Each function gives the flat outputs of each batch, which is a list of arrays
 in the order of the names of the inputs.
 """
 
+import keras
 import numpy as np
 
 ENDINGS = {
@@ -81,24 +82,16 @@ def run_openvino(path, batches):
 def run_torch(path, batches):
     import torch
 
-    module = torch.export.load(path).module()
-    structure = module.graph._codegen.pytree_info.in_spec
-    return [
-        [
-            y.detach().numpy()
-            for y in torch.utils._pytree.tree_leaves(
-                module(*_packed(structure, map(torch.tensor, batch)))
-            )
-        ]
-        for batch in batches
-    ]
-
-
-def _packed(structure, flat):
-    from torch.utils import _pytree
-
-    args, _ = _pytree.tree_unflatten(list(flat), structure)
-    return args
+    program = torch.export.load(path)
+    module = program.module()
+    (example,), _ = program.example_inputs
+    results = []
+    for batch in batches:
+        tensors = [torch.tensor(x) for x in batch]
+        x = keras.tree.pack_sequence_as(example, tensors)
+        outputs = keras.tree.flatten(module(x))
+        results.append([y.detach().numpy() for y in outputs])
+    return results
 
 
 def run_executorch(path, batches):

@@ -14,7 +14,7 @@ from keras import tree
 from keras_crossreg.user_warnings import warn_user
 
 # What a format is written with, by backend, beside the backend itself.
-_PACKAGES = {
+_PACKAGES: dict[str, dict[str, tuple[str, ...]]] = {
     "onnx": {
         "tensorflow": ("onnx", "tf2onnx"),
         "jax": ("onnx", "jax2onnx"),
