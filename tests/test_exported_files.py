@@ -9,9 +9,9 @@ import re
 import keras
 import numpy as np
 import pytest
-from runtimes import ENDINGS
-from runtimes import NEEDED
-from runtimes import run
+from backend.runtimes import ENDINGS
+from backend.runtimes import NEEDED
+from backend.runtimes import run
 from test_averaged import LOSSES
 from test_averaged import several
 

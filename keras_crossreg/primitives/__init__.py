@@ -51,7 +51,6 @@ elif _BACKEND == "jax":
     from keras_crossreg.primitives.jax import writers
 elif _BACKEND == "torch":
     from keras_crossreg.primitives.torch import apply_gradients
-    from keras_crossreg.primitives.torch import draw_in_runtime
     from keras_crossreg.primitives.torch import evaluated_after
     from keras_crossreg.primitives.torch import gradient
     from keras_crossreg.primitives.torch import gradient_in_passes
@@ -68,6 +67,7 @@ elif _BACKEND == "torch":
     from keras_crossreg.primitives.torch import value_and_gradient
     from keras_crossreg.primitives.torch import value_and_gradients
     from keras_crossreg.primitives.torch import vector_jacobian
+    from keras_crossreg.primitives.torch_export import draw_in_runtime
     from keras_crossreg.primitives.torch_export import writers
 
 __all__ = [

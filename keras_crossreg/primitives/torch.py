@@ -155,17 +155,6 @@ def _is_symbolic() -> bool:
     return torch_device() == "meta"
 
 
-def draw_in_runtime(kind: str, shape: Any, dtype: str, seed: int) -> Any:
-    """`"uniform"` or `"normal"` numbers of whatever runs the graph.
-
-    PyTorch's operations take no seed.
-    """
-    draw = torch.randn if kind == "normal" else torch.rand
-    return draw(
-        tuple(shape), dtype=getattr(torch, dtype), device=torch_device()
-    )
-
-
 def rows(x: Any, start: int, size: Any) -> Any:
     """`size` rows of a tensor from `start` on, fewer where it ends."""
     return x[start : start + size]

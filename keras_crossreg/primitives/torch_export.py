@@ -15,6 +15,19 @@ import keras
 import torch
 from keras import tree
 
+from keras_crossreg._keras import torch_device
+
+
+def draw_in_runtime(kind: str, shape: Any, dtype: str, seed: int) -> Any:
+    """`"uniform"` or `"normal"` numbers of whatever runs the graph.
+
+    PyTorch's operations take no seed.
+    """
+    draw = torch.randn if kind == "normal" else torch.rand
+    return draw(
+        tuple(shape), dtype=getattr(torch, dtype), device=torch_device()
+    )
+
 
 def write_torch(
     model: keras.Model,

@@ -4,9 +4,9 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from backend.runtimes import ENDINGS
+from backend.runtimes import run
 from helpers import Configured
-from runtimes import ENDINGS
-from runtimes import run
 from test_averaged import LOSSES
 from test_averaged import assert_close
 from test_averaged import several
