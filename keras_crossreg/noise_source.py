@@ -103,7 +103,8 @@ class FixedNoise(NoiseSource):
 
     Args:
         seed: Integer, not negative.
-        rows: Integer or tensor, the size of the batch, before it is repeated.
+        rows: Integer, the size of the batch, before it is repeated; anything
+            else where that is open.
         owner: From a generator of random numbers to the name of the layer that
             has it.
     """
@@ -182,6 +183,10 @@ def not_ours(layer: str) -> str:
 
 
 def rows_of(inputs: Any) -> Any:
-    """The size of a batch: an integer, or a tensor where that is open."""
+    """The size of a batch; no integer where that is open.
+
+    No operation asks for it: converters take one that nothing uses for an
+    output.
+    """
     first = next(x for x in keras.tree.flatten(inputs) if x is not None)
-    return ops.shape(first)[0]
+    return first.shape[0]

@@ -1,5 +1,6 @@
 """Random networks against K separate passes of the plain model."""
 
+import os
 import warnings
 
 import keras
@@ -20,6 +21,8 @@ from sample_table import tables
 import keras_crossreg as kcr
 from keras_crossreg import primitives
 
+# The first of them are the same, however many are asked for.
+MANY = int(os.environ.get("RANDOM_GRAPHS", "300"))
 QUIET = settings(
     deadline=None,
     derandomize=True,
@@ -110,7 +113,7 @@ def test_random_graphs(recipe):
 
 
 @pytest.mark.slow
-@settings(QUIET, max_examples=300)
+@settings(QUIET, max_examples=MANY)
 @given(recipes, st.integers(0, 9))
 def test_many_random_graphs(recipe, compiled):
     check_quietly({**recipe, "compiled": compiled == 0})

@@ -30,6 +30,7 @@ if _BACKEND == "tensorflow":
     from keras_crossreg.primitives.tensorflow import value_and_gradient
     from keras_crossreg.primitives.tensorflow import value_and_gradients
     from keras_crossreg.primitives.tensorflow import vector_jacobian
+    from keras_crossreg.primitives.tensorflow import writers
 elif _BACKEND == "jax":
     from keras_crossreg.primitives.jax import apply_gradients
     from keras_crossreg.primitives.jax import cpu_uniform
@@ -51,10 +52,10 @@ elif _BACKEND == "jax":
     from keras_crossreg.primitives.jax import value_and_gradient
     from keras_crossreg.primitives.jax import value_and_gradients
     from keras_crossreg.primitives.jax import vector_jacobian
+    from keras_crossreg.primitives.jax import writers
 elif _BACKEND == "torch":
     from keras_crossreg.primitives.torch import apply_gradients
     from keras_crossreg.primitives.torch import cpu_uniform
-    from keras_crossreg.primitives.torch import draw_in_runtime
     from keras_crossreg.primitives.torch import evaluated_after
     from keras_crossreg.primitives.torch import gradient
     from keras_crossreg.primitives.torch import gradient_in_passes
@@ -72,6 +73,8 @@ elif _BACKEND == "torch":
     from keras_crossreg.primitives.torch import value_and_gradient
     from keras_crossreg.primitives.torch import value_and_gradients
     from keras_crossreg.primitives.torch import vector_jacobian
+    from keras_crossreg.primitives.torch_export import draw_in_runtime
+    from keras_crossreg.primitives.torch_export import writers
 
 __all__ = [
     "NotDifferentiableTwice",
@@ -95,4 +98,5 @@ __all__ = [
     "value_and_gradient",
     "value_and_gradients",
     "vector_jacobian",
+    "writers",
 ]

@@ -23,7 +23,6 @@ from keras_crossreg._keras import NestedScope
 from keras_crossreg._keras import get_keras_mask
 from keras_crossreg._keras import optimized_variables
 from keras_crossreg._keras import set_keras_mask
-from keras_crossreg.primitives.errors import NoRuntimeNoise
 from keras_crossreg.primitives.sums import add_gradients
 
 Tensors = list[Any]
@@ -148,8 +147,12 @@ cpu_uniform = uniform
 
 
 def draw_in_runtime(kind: str, shape: Any, dtype: str, seed: int) -> Any:
-    """Numbers of whatever runs an exported graph: there are none here."""
-    raise NoRuntimeNoise("JAX")
+    """Nothing, on JAX: what it writes has no random operations."""
+    raise NotImplementedError
+
+
+#: By format: what writes it in the place of Keras.
+writers: dict[str, Callable[..., None]] = {}
 
 
 def rows(x: Any, start: int, size: Any) -> Any:

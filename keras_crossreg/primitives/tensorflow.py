@@ -121,6 +121,10 @@ def draw_in_runtime(kind: str, shape: Any, dtype: str, seed: int) -> Any:
     return draw(shape, dtype=dtype, seed=seed)
 
 
+#: By format: what writes it in the place of Keras.
+writers: dict[str, Callable[..., None]] = {}
+
+
 def rows(x: Any, start: int, size: Any) -> Any:
     """`size` rows of a tensor from `start` on, fewer where it ends."""
     if isinstance(x, tf.experimental.Optional):

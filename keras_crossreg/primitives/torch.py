@@ -19,7 +19,6 @@ from keras_crossreg._keras import NestedScope
 from keras_crossreg._keras import get_keras_mask
 from keras_crossreg._keras import set_keras_mask
 from keras_crossreg._keras import torch_device
-from keras_crossreg.primitives.errors import NoRuntimeNoise
 from keras_crossreg.primitives.errors import NotDifferentiableTwice
 from keras_crossreg.primitives.sums import add_gradients
 
@@ -116,6 +115,9 @@ def _draw(
     if _is_symbolic():
         return draw(tuple(shape), device="meta", **options)
     device = torch_device()
+    if torch.compiler.is_exporting():
+        # A seed is a variable, and no operation of a graph takes one.
+        return draw(tuple(shape), device=device, **options)
     generator = torch.Generator(device)
     generator.manual_seed(_mixed(*(int(n) for n in seed.next())))
     return draw(tuple(shape), generator=generator, device=device, **options)
@@ -160,11 +162,6 @@ def _mixed(*numbers: int) -> int:
 def _is_symbolic() -> bool:
     """Whether Keras calls to see shapes, with tensors that hold no numbers."""
     return torch_device() == "meta"
-
-
-def draw_in_runtime(kind: str, shape: Any, dtype: str, seed: int) -> Any:
-    """Numbers of whatever runs an exported graph: there are none here."""
-    raise NoRuntimeNoise("PyTorch")
 
 
 def rows(x: Any, start: int, size: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 from keras import tree
 
+from keras_crossreg import primitives
 from keras_crossreg._keras import Functional
 from keras_crossreg._keras import all_layers
 from keras_crossreg._keras import compute_output_spec
@@ -20,7 +21,8 @@ from keras_crossreg.noise_source import NoiseRefused
 from keras_crossreg.sampling.averaging import average
 from keras_crossreg.sampling.averaging import plain_loss
 from keras_crossreg.sampling.exported_file import check_file
-from keras_crossreg.sampling.exported_file import check_packages
+from keras_crossreg.sampling.exported_file import check_format
+from keras_crossreg.sampling.exported_file import has_runtime_noise
 from keras_crossreg.sampling.noise_ahead import NOISE
 from keras_crossreg.sampling.noise_ahead import check_can_be_fixed
 from keras_crossreg.sampling.noise_ahead import example_inputs
@@ -173,20 +175,26 @@ class AveragedModel(keras.Model):
         """Exports the model; see `keras.Model.export`.
 
         The inputs are those of the model inside, and the batch may have any
-        size. Noise that is not fixed is drawn from the seeds in a SavedModel,
-        and by the runtime's own random numbers in ONNX and LiteRT.
+        size, where the format has that. Noise that is not fixed is drawn from
+        the seeds in a SavedModel, and by the runtime's own random numbers in
+        other formats; those that have none refuse it.
         """
         if input_signature is None:
             input_signature = get_input_signature(self.model)
-        check_packages(format)
-        # Their runtimes have no state, such as that of a seed.
         draws = self.is_stochastic and self.noise == "random"
+        check_format(format, draws, input_signature)
+        write = primitives.writers.get(format)
         with (
             runtime_noise_of(self.model)
-            if draws and format in ("onnx", "litert")
+            if draws and has_runtime_noise(format)
             else contextlib.nullcontext()
         ):
-            super().export(filepath, format, verbose, input_signature, **kwargs)
+            if write is None:
+                super().export(
+                    str(filepath), format, verbose, input_signature, **kwargs
+                )
+            else:
+                write(self, filepath, input_signature, verbose, **kwargs)
         check_file(filepath, format)
 
     def get_config(self) -> dict[str, Any]:

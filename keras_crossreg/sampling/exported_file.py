@@ -1,4 +1,4 @@
-"""Whether what was exported can be loaded where it is to run."""
+"""Whether what is exported can be written, and loaded where it is to run."""
 
 from __future__ import annotations
 
@@ -9,14 +9,35 @@ from collections.abc import Iterator
 from typing import Any
 
 import keras
+from keras import tree
 
 from keras_crossreg.user_warnings import warn_user
 
-# What Keras writes ONNX with, by backend, and what reads it again.
-_ONNX = {
-    "tensorflow": ("onnx", "tf2onnx"),
-    "jax": ("onnx", "jax2onnx"),
-    "torch": ("onnx", "onnxscript"),
+# What a format is written with, by backend, beside the backend itself.
+_PACKAGES: dict[str, dict[str, tuple[str, ...]]] = {
+    "onnx": {
+        "tensorflow": ("onnx", "tf2onnx"),
+        "jax": ("onnx", "jax2onnx"),
+        "torch": ("onnx", "onnxscript"),
+    },
+    "openvino": {"tensorflow": ("openvino",), "torch": ("openvino",)},
+    "litert": {"torch": ("litert_torch",)},
+    "tf_saved_model": {
+        "jax": ("tensorflow",),
+        "torch": ("tensorflow", "torch_xla"),
+    },
+}
+_OF_THE_EXTRA = ("onnx", "onnxscript", "openvino", "tf2onnx")
+# What files of a format draw from, where they have random numbers at all.
+_SEEDS, _RUNTIME = "seeds", "runtime"
+_NOISE = {
+    "tensorflow": {
+        "tf_saved_model": _SEEDS,
+        "onnx": _RUNTIME,
+        "litert": _RUNTIME,
+    },
+    "jax": {"tf_saved_model": _SEEDS},
+    "torch": {"onnx": _RUNTIME, "torch": _RUNTIME},
 }
 # The domain of ONNX itself has two names.
 _STANDARD = ("", "ai.onnx")
@@ -24,22 +45,50 @@ _STANDARD = ("", "ai.onnx")
 _FLEX = re.compile(rb"Flex[A-Z][A-Za-z0-9]+")
 
 
-def check_packages(format: str) -> None:
-    """Refuses a format whose packages are not there.
+def check_format(format: str, draws: bool, input_signature: Any) -> None:
+    """Refuses a format that cannot be written.
+
+    Keras refuses those that it does not have on a backend.
+
+    Args:
+        format: As given to `export`.
+        draws: Whether the model draws random numbers.
+        input_signature: Its inputs.
 
     Raises:
-        ImportError: It names the extra.
+        ImportError: If packages are not there. It says how to get them.
+        ValueError: If files of this format have no random numbers; or if
+            they need inputs of known sizes.
     """
-    if format != "onnx":
-        return
-    needed = _ONNX[keras.backend.backend()]
-    missing = [name for name in needed if not importlib.util.find_spec(name)]
-    if missing:
-        raise ImportError(
-            f'`format="onnx"` needs {" and ".join(missing)}: run '
-            "`pip install 'keras-crossreg[export]'`. "
-            f"Received: format={format}"
+    backend = keras.backend.backend()
+    if format == "openvino" and backend == "jax":
+        raise ValueError(
+            "OpenVINO cannot read what JAX writes. Export ONNX, or save the "
+            "model and load it on another backend. Received: format=openvino "
+            "with the backend jax"
         )
+    _check_packages(format, _PACKAGES.get(format, {}).get(backend, ()))
+    is_known = format == "torch" or format in _PACKAGES
+    if draws and is_known and format not in _NOISE[backend]:
+        raise ValueError(
+            f"There is no noise in what is written by {backend} for "
+            f"{format}. Draw it ahead: `kcr.averaged(model, num_samples, "
+            'noise="fixed").export(...)`. Received: noise=random with '
+            f"format={format}"
+        )
+    shapes = [tuple(spec.shape) for spec in tree.flatten(input_signature)]
+    if (format, backend) == ("onnx", "jax") and any(None in s for s in shapes):
+        raise ValueError(
+            "What writes ONNX on JAX, jax2onnx, takes inputs of known sizes: "
+            "pass them, as in `input_signature=[keras.InputSpec(shape=(32, "
+            '10), dtype="float32")]`. Received: input_signature with the '
+            f"shapes {shapes}"
+        )
+
+
+def has_runtime_noise(format: str) -> bool:
+    """Whether files of this format draw by what runs them."""
+    return _NOISE[keras.backend.backend()].get(format) == _RUNTIME
 
 
 def check_file(filepath: Any, format: str) -> None:
@@ -70,6 +119,20 @@ def check_file(filepath: Any, format: str) -> None:
                 "delegate, which brings operations of TensorFlow, "
                 f"{[name.decode()[4:] for name in found]}."
             )
+
+
+def _check_packages(format: str, needed: tuple[str, ...]) -> None:
+    missing = [name for name in needed if not importlib.util.find_spec(name)]
+    if not missing:
+        return
+    names = " ".join(missing).replace("_", "-")
+    if all(name in _OF_THE_EXTRA for name in missing):
+        names = "'keras-crossreg[export]'"
+    raise ImportError(
+        f'`format="{format}"` needs {" and ".join(missing)} on the backend '
+        f"{keras.backend.backend()}: run `pip install {names}`. "
+        f"Received: format={format}"
+    )
 
 
 def _unknown_to_onnx(path: pathlib.Path) -> list[str]:

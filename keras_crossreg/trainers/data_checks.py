@@ -157,6 +157,27 @@ def label_range(y: Any) -> tuple[int, int] | None:
     return int(least), int(most)
 
 
+def are_beyond_classes(loss: Any, labels: Any, y_pred: Any) -> bool:
+    """Whether a loss of classes gives a number for labels that are none.
+
+    Keras's on JAX does: such a label is a row of zeros there, of no loss.
+
+    Args:
+        loss: What `compile(loss=)` was given.
+        labels: What `label_range` found.
+        y_pred: The predictions.
+    """
+    known = "sparse_categorical_crossentropy", "SparseCategoricalCrossentropy"
+    name = loss if isinstance(loss, str) else type(loss).__name__
+    if name not in known and getattr(loss, "__name__", "") not in known:
+        return False
+    if labels is None or getattr(loss, "ignore_class", None) is not None:
+        return False
+    if not hasattr(y_pred, "shape"):
+        return False
+    return bool(labels[0] < 0 or labels[1] >= y_pred.shape[-1])
+
+
 def _dense_arrays(structure: Any) -> list[np.ndarray]:
     """The arrays that are neither sparse nor ragged."""
     arrays = []

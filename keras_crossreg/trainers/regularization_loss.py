@@ -22,6 +22,7 @@ from keras_crossreg.sampling import state
 from keras_crossreg.sampling.averaging import join
 from keras_crossreg.sampling.stochastic_layers import is_stochastic
 from keras_crossreg.trainers import reg_data
+from keras_crossreg.trainers.data_checks import are_beyond_classes
 from keras_crossreg.trainers.data_checks import label_range
 from keras_crossreg.trainers.data_checks import not_finite_rows
 from keras_crossreg.trainers.reg_metrics import RegMetrics
@@ -317,7 +318,7 @@ class RegularizationLoss(RhoModel):
             return
         try:
             with self._kept_seeds(), self._in_a_rho_step():
-                loss, _, gradients, _ = self._rho_gradients(batch, batch)
+                loss, y_pred, gradients, _ = self._rho_gradients(batch, batch)
         except SecondOrderError:
             raise
         except Exception as error:
@@ -327,11 +328,13 @@ class RegularizationLoss(RhoModel):
                 f"targets from {labels and labels[0]} to "
                 f"{labels and labels[1]}"
             ) from error
-        if not self._are_finite(loss, gradients):
+        if not self._are_finite(loss, gradients) or are_beyond_classes(
+            self.loss, labels, y_pred
+        ):
             raise ValueError(
                 "There are NaN or infinities in `reg_data`, or labels that "
-                "the loss does not take, and they make the regularization "
-                "loss one too. Leave such examples out, or mask them in the "
+                "the loss does not take, and they spoil the regularization "
+                "loss. Leave such examples out, or mask them in the "
                 "model and in the loss. "
                 f"Received: rows of reg_data={rows}, integer targets from "
                 f"{labels and labels[0]} to {labels and labels[1]}"

@@ -4,6 +4,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from backend.runtimes import ENDINGS
+from backend.runtimes import run
 from helpers import Configured
 from test_averaged import LOSSES
 from test_averaged import assert_close
@@ -29,46 +31,9 @@ def format(request):
 
 def served(model, format, folder, *batches):
     """What the runtime gives for each batch: lists of outputs."""
-    ending = {"onnx": "onnx", "litert": "tflite"}[format]
-    path = str(folder / f"model.{ending}")
+    path = str(folder / f"model{ENDINGS[format]}")
     model.export(path, format=format, verbose=False)
-    run = {"onnx": run_onnx, "litert": run_litert}[format]
-    return run(path, batches)
-
-
-def run_onnx(path, batches):
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(path)
-    # In the order of their names, as the batches here are.
-    names = sorted(value.name for value in session.get_inputs())
-    return [
-        session.run(None, dict(zip(names, batch, strict=True)))
-        for batch in batches
-    ]
-
-
-def run_litert(path, batches):
-    from ai_edge_litert.interpreter import Interpreter
-
-    interpreter = Interpreter(path)
-    inputs = interpreter.get_input_details()
-    inputs = sorted(inputs, key=lambda place: place["name"])
-    results = []
-    for batch in batches:
-        for place, x in zip(inputs, batch, strict=True):
-            interpreter.resize_tensor_input(place["index"], x.shape)
-        interpreter.allocate_tensors()
-        for place, x in zip(inputs, batch, strict=True):
-            interpreter.set_tensor(place["index"], x)
-        interpreter.invoke()
-        results.append(
-            [
-                interpreter.get_tensor(place["index"])
-                for place in interpreter.get_output_details()
-            ]
-        )
-    return results
+    return run(format, path, batches)
 
 
 def inputs_like(shape, rows=5, seed=0):
