@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from helpers import EAGER
 from helpers import assert_same
 from helpers import compile_model
 from helpers import fit
@@ -101,7 +102,7 @@ class Weights(keras.callbacks.Callback):
 def test_theta_moves_as_in_keras_and_rho_not_at_all(name):
     plain = build(keras.Model)
     plain.compile(
-        OPTIMIZERS[name](), "sparse_categorical_crossentropy", run_eagerly=True
+        OPTIMIZERS[name](), "sparse_categorical_crossentropy", run_eagerly=EAGER
     )
     x, y = make_data()
     plain.fit(x, y, batch_size=4, shuffle=False, verbose=0)

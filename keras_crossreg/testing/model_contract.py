@@ -25,8 +25,12 @@ class ModelContract(RhoLayerProbe):
         """Inputs and outputs of a graph, with an open batch size."""
 
         def placeholder(array: Any, name: str | None = None) -> Any:
+            # JAX has no integers of 64 bits unless it is asked for them.
+            dtype = ops.convert_to_tensor(array[:0]).dtype
             return keras.Input(
-                array.shape[1:], dtype=array.dtype.name, name=name
+                array.shape[1:],
+                dtype=keras.backend.standardize_dtype(dtype),
+                name=name,
             )
 
         if isinstance(self.x, dict):

@@ -59,7 +59,9 @@ def make_model(regularizer=None):
 
 
 def run(regularizer=None, fit=(), **kwargs):
-    keras.utils.set_random_seed(0)
+    # With seed 0 an input of a ReLU comes so near to zero that rounding
+    # decides on its side, and with it on what follows.
+    keras.utils.set_random_seed(1)
     model = make_model(regularizer)
     model.compile(
         keras.optimizers.SGD(0.1, momentum=0.9),
