@@ -58,13 +58,11 @@ class Recorded(Training):
 
 def scores_of(run: str, name: str) -> np.ndarray:
     """Of seeds 0, 1 and 2."""
-    results = BENCHMARKS / "results"
     found = {}
-    for file in ("tasks.jsonl", "tuner.jsonl"):
-        for line in (results / file).read_text().splitlines():
-            row = json.loads(line)
-            if (row["task"], row["run"]) == (TASK, run):
-                found[row["seed"]] = row[name]
+    lines = (BENCHMARKS / "results" / "tasks.jsonl").read_text().splitlines()
+    for row in map(json.loads, lines):
+        if (row["task"], row["run"]) == (TASK, run):
+            found[row["seed"]] = row[name]
     return np.array([found[seed] for seed in (0, 1, 2)])
 
 
