@@ -113,7 +113,15 @@ def refit(
         check_data(x)
     final = _fresh_copy(model)
     learned = model.rho_variables
-    first: list[keras.callbacks.Callback] = []
+    first: list[keras.callbacks.Callback] = [
+        keras.callbacks.LambdaCallback(
+            # By then `fit` has looked at its arguments.
+            on_train_begin=lambda logs: announce(
+                fit_arguments.get("verbose", "auto"),
+                _what_happens(fit_arguments, warm, schedule),
+            )
+        )
+    ]
     if schedule is not None:
         first.append(_Replay(schedule, list(rho_by_key(model))))
     data = (x, y, fit_arguments.get("sample_weight"))
@@ -124,19 +132,14 @@ def refit(
     for old, new in zip(learned, final.rho_variables, strict=True):
         assign_rho(new, read_rho(old))
     final.freeze_rho()
-    if first:
-        callbacks = fit_arguments.get("callbacks")
-        if isinstance(callbacks, keras.callbacks.CallbackList):
-            for callback in first:
-                callbacks.append(callback)
-        else:
-            # Other callbacks see what these set.
-            callbacks = [*first, *keras.tree.flatten(callbacks or [])]
-            fit_arguments["callbacks"] = callbacks
-    announce(
-        fit_arguments.get("verbose", "auto"),
-        _what_happens(fit_arguments, warm, schedule),
-    )
+    callbacks = fit_arguments.get("callbacks")
+    if isinstance(callbacks, keras.callbacks.CallbackList):
+        for callback in first:
+            callbacks.append(callback)
+    else:
+        # Other callbacks see what these set.
+        callbacks = [*first, *keras.tree.flatten(callbacks or [])]
+        fit_arguments["callbacks"] = callbacks
     stretched: contextlib.AbstractContextManager[None]
     stretched = contextlib.nullcontext()
     if warm:

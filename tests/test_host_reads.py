@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from host_reads import counted_reads
+from backend.host_reads import counted_reads
 
 import keras_crossreg as kcr
 

@@ -277,3 +277,56 @@ BATCH_ERRORS = {
 def test_train_on_batch_refuses(case):
     reg_data, match = BATCH_ERRORS[case]
     check_train_on_batch_refuses(refusing_model(), "(?s)" + match, reg_data)
+
+
+SPARSE = "sparse_categorical_crossentropy"
+
+
+def with_two_outputs(outputs):
+    """Of two and of three classes, in a list or a dictionary, or the first."""
+    inputs = keras.Input((3,))
+    x = kcr.layers.GaussianNoiseScale()(keras.layers.Dense(4)(inputs))
+    a = keras.layers.Dense(2, activation="softmax", name="a")(x)
+    b = keras.layers.Dense(3, activation="softmax", name="b")(x)
+    given = {"one": a, "list": [a, b], "dict": {"a": a, "b": b}}[outputs]
+    return kcr.CrossRegModel(inputs, given)
+
+
+@pytest.mark.backend
+@pytest.mark.parametrize("how", ["fit", "train_on_batch"])
+@pytest.mark.parametrize(
+    ("outputs", "loss"),
+    [
+        ("one", SPARSE),
+        ("list", [SPARSE, SPARSE]),
+        ("list", {"a": SPARSE, "b": SPARSE}),
+        ("dict", {"a": SPARSE, "b": SPARSE}),
+        ("dict", SPARSE),
+    ],
+    ids=["one", "lists", "list and names", "names", "one loss"],
+)
+def test_a_label_beyond_the_classes_of_its_output(outputs, loss, how):
+    # It is no first row: `fit` has to look for it. On JAX Keras's loss gives
+    # a number for it.
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(40, 3)).astype("float32")
+    a, b = rng.integers(0, 2, 40), rng.integers(0, 3, 40)
+    wrong = a.copy()
+    wrong[30] = 2
+
+    def targets(first):
+        return {"one": first, "list": [first, b], "dict": {"a": first, "b": b}}[
+            outputs
+        ]
+
+    model = with_two_outputs(outputs)
+    model.compile("adam", loss)
+    before = [np.array(v) for v in model.get_weights()]
+    reg_data = x + 1, targets(wrong)
+    with pytest.raises(ValueError, match="regularization"):
+        if how == "fit":
+            model.fit(x, targets(a), reg_data=reg_data, verbose=0)
+        else:
+            model.train_on_batch(x, targets(a), reg_data=reg_data)
+    for value, at_first in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(value, at_first)

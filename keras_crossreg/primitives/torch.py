@@ -111,12 +111,9 @@ cpu_uniform = uniform
 def _draw(
     draw: Any, shape: Any, seed: keras.random.SeedGenerator, dtype: str
 ) -> Any:
-    options: dict[str, Any] = {"dtype": getattr(torch, dtype)}
-    if _is_symbolic():
-        return draw(tuple(shape), device="meta", **options)
-    device = torch_device()
-    if torch.compiler.is_exporting():
-        # A seed is a variable, and no operation of a graph takes one.
+    device, options = torch_device(), {"dtype": getattr(torch, dtype)}
+    # A seed is a variable, and no operation of an exported graph takes one.
+    if _is_symbolic() or torch.compiler.is_exporting():
         return draw(tuple(shape), device=device, **options)
     generator = torch.Generator(device)
     generator.manual_seed(_mixed(*(int(n) for n in seed.next())))

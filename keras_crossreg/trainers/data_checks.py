@@ -117,35 +117,38 @@ def not_finite_rows(batch: Any) -> list[int]:
 
 
 def extreme_labels(reg_data: Any) -> Any:
-    """The examples with the least and the most integer target.
+    """The examples with the least and the most integer target of each output.
 
     Of NumPy arrays, and of those that have a weight; `None` of others. A label
     that the loss does not take is not in the first batch alone.
     """
     if not isinstance(reg_data, tuple) or len(reg_data) not in (2, 3):
         return None
-    arrays = tree.flatten(reg_data)
-    y = reg_data[1]
-    if (
-        not all(isinstance(a, np.ndarray) for a in arrays)
-        or not isinstance(y, np.ndarray)
-        or y.dtype.kind not in "iu"
-        or not y.size
-    ):
+    if not all(isinstance(a, np.ndarray) for a in tree.flatten(reg_data)):
         return None
-    flat = y.reshape(len(y), -1)
-    known = np.arange(len(y))
+    targets = tree.flatten(reg_data[1])
+    weights: list[Any] = [None] * len(targets)
     if len(reg_data) == 3:
-        weight = reg_data[2]
-        if not isinstance(weight, np.ndarray) or len(weight) != len(y):
+        weights = tree.flatten(reg_data[2])
+        if len(weights) == 1:
+            weights *= len(targets)
+        if len(weights) != len(targets):
             return None
-        used = (weight.reshape(len(y), -1) != 0).any(axis=1)
-        known = np.flatnonzero(used)
-    if not known.size:
-        return None
-    least = known[flat[known].min(axis=1).argmin()]
-    most = known[flat[known].max(axis=1).argmax()]
-    return tree.map_structure(lambda a: a[[least, most]], reg_data)
+    rows = []
+    for y, weight in zip(targets, weights, strict=True):
+        if y.dtype.kind not in "iu" or not y.size:
+            continue
+        known = np.arange(len(y))
+        if weight is not None:
+            if len(weight) != len(y):
+                return None
+            used = (weight.reshape(len(y), -1) != 0).any(axis=1)
+            known = np.flatnonzero(used)
+        if known.size:
+            flat = y.reshape(len(y), -1)[known]
+            rows.append(known[flat.min(axis=1).argmin()])
+            rows.append(known[flat.max(axis=1).argmax()])
+    return tree.map_structure(lambda a: a[rows], reg_data) if rows else None
 
 
 def label_range(y: Any) -> tuple[int, int] | None:
@@ -157,23 +160,41 @@ def label_range(y: Any) -> tuple[int, int] | None:
     return int(least), int(most)
 
 
-def are_beyond_classes(loss: Any, labels: Any, y_pred: Any) -> bool:
+def are_beyond_classes(
+    loss: Any, y: Any, y_pred: Any, names: Any = None
+) -> bool:
     """Whether a loss of classes gives a number for labels that are none.
 
     Keras's on JAX does: such a label is a row of zeros there, of no loss.
 
     Args:
         loss: What `compile(loss=)` was given.
-        labels: What `label_range` found.
+        y: The targets.
         y_pred: The predictions.
+        names: Those of the outputs, where the model has any.
     """
+    if isinstance(loss, dict) and isinstance(y_pred, (list, tuple)) and names:
+        y_pred = dict(zip(names, y_pred, strict=True))
+        if isinstance(y, (list, tuple)):
+            y = dict(zip(names, y, strict=True))
+    if isinstance(y_pred, (dict, list, tuple)):
+        keys = y_pred.keys() if isinstance(y_pred, dict) else range(len(y_pred))
+        try:
+            return any(
+                are_beyond_classes(
+                    loss[k] if tree.is_nested(loss) else loss, y[k], y_pred[k]
+                )
+                for k in keys
+            )
+        except (KeyError, IndexError, TypeError):
+            # Keras has other ways to say which is whose.
+            return False
     known = "sparse_categorical_crossentropy", "SparseCategoricalCrossentropy"
     name = loss if isinstance(loss, str) else type(loss).__name__
     if name not in known and getattr(loss, "__name__", "") not in known:
         return False
+    labels = label_range(y)
     if labels is None or getattr(loss, "ignore_class", None) is not None:
-        return False
-    if not hasattr(y_pred, "shape"):
         return False
     return bool(labels[0] < 0 or labels[1] >= y_pred.shape[-1])
 

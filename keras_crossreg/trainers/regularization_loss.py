@@ -329,7 +329,7 @@ class RegularizationLoss(RhoModel):
                 f"{labels and labels[1]}"
             ) from error
         if not self._are_finite(loss, gradients) or are_beyond_classes(
-            self.loss, labels, y_pred
+            self.loss, y, y_pred, getattr(self, "output_names", None)
         ):
             raise ValueError(
                 "There are NaN or infinities in `reg_data`, or labels that "
