@@ -82,6 +82,16 @@ def pandas_objects(data, size):
     return tree.map_structure(convert, data)
 
 
+def polars_objects(data, size):
+    polars = pytest.importorskip("polars")
+
+    def convert(array):
+        cls = polars.Series if array.ndim == 1 else polars.DataFrame
+        return cls(array)
+
+    return tree.map_structure(convert, data)
+
+
 def of_x(convert, data):
     """What is sparse is x; targets and weights stay arrays."""
     return (tree.map_structure(convert, data[0]), *data[1:])
@@ -111,6 +121,7 @@ FORMS = {
     "tensors": tensors,
     "torch tensors": torch_tensors,
     "pandas": pandas_objects,
+    "polars": polars_objects,
     "SciPy matrices": scipy_matrices,
     "SciPy arrays": scipy_arrays,
     "PyDataset": lambda data, size: Batches(batches(data, size)),

@@ -254,6 +254,7 @@ def test_train_on_batch_is_a_step_of_fit():
         "tensors",
         "torch tensors",
         "pandas",
+        "polars",
         "SciPy matrices",
     ],
 )
