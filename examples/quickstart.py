@@ -24,6 +24,8 @@ from typing import Any
 # Before TensorFlow, which is talkative.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("MPLBACKEND", "agg")
+# In networks as small as these, threads of PyTorch wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 logging.getLogger("tensorflow").setLevel(logging.ERROR)
 
 import keras

@@ -3,8 +3,10 @@
 import gc
 import os
 
-# Before TensorFlow. Workers of pytest are as many as there are cores.
+# Before a backend. Workers of pytest are as many as there are cores.
 os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
+# Threads of PyTorch wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import keras
 import pytest
