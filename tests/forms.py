@@ -72,24 +72,19 @@ def torch_tensors(data, size):
     return tree.map_structure(torch.as_tensor, data)
 
 
-def pandas_objects(data, size):
-    pandas = pytest.importorskip("pandas")
+def frames_of(package):
+    """The form of vectors in a `Series`, and of others in a `DataFrame`."""
 
-    def convert(array):
-        cls = pandas.Series if array.ndim == 1 else pandas.DataFrame
-        return cls(array)
+    def form(data, size):
+        library = pytest.importorskip(package)
 
-    return tree.map_structure(convert, data)
+        def convert(array):
+            cls = library.Series if array.ndim == 1 else library.DataFrame
+            return cls(array)
 
+        return tree.map_structure(convert, data)
 
-def polars_objects(data, size):
-    polars = pytest.importorskip("polars")
-
-    def convert(array):
-        cls = polars.Series if array.ndim == 1 else polars.DataFrame
-        return cls(array)
-
-    return tree.map_structure(convert, data)
+    return form
 
 
 def of_x(convert, data):
@@ -120,8 +115,8 @@ FORMS = {
     "float64 arrays": float64,
     "tensors": tensors,
     "torch tensors": torch_tensors,
-    "pandas": pandas_objects,
-    "polars": polars_objects,
+    "pandas": frames_of("pandas"),
+    "polars": frames_of("polars"),
     "SciPy matrices": scipy_matrices,
     "SciPy arrays": scipy_arrays,
     "PyDataset": lambda data, size: Batches(batches(data, size)),
