@@ -25,6 +25,14 @@ IS_JAX = keras.backend.backend() == "jax"
 EAGER = keras.backend.backend() != "jax"
 
 
+def slow_but(quick, cases):
+    """Names of cases, or the cases of a list, all slow but those named."""
+    return [
+        case if case in quick else pytest.param(case, marks=pytest.mark.slow)
+        for case in cases
+    ]
+
+
 def executions_of(steps):
     """The argument of `compile` for so many steps in each execution."""
     return {} if IS_TORCH else dict(steps_per_execution=steps)

@@ -178,6 +178,7 @@ def test_without_moving_averages_rho_do_not_wait(kind):
     assert rho_steps(model) == 3
 
 
+@pytest.mark.slow
 def test_a_nested_and_a_subclassed_model_wait_too():
     class Nested(kcr.CrossRegModel):
         def __init__(self):
@@ -242,7 +243,9 @@ def test_reg_loss_and_metrics_are_in_history():
     assert all(len(column) == 2 for column in history.history.values())
 
 
-@pytest.mark.parametrize("run_eagerly", [True, False])
+@pytest.mark.parametrize(
+    "run_eagerly", [pytest.param(True, marks=pytest.mark.slow), False]
+)
 def test_every_epoch_is_measured_with_and_without_a_rho_step(run_eagerly):
     # Three steps an epoch: the first rho step is in the second epoch, and
     # there is none in the third. Noise would depend on the place in the batch.

@@ -46,6 +46,7 @@ def test_a_backend_that_is_not_installed(backend):
     assert last.endswith(f"`KERAS_BACKEND={named}` before Keras is imported.")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_no_backend_imports_another(backend):
     if not is_installed(backend):
@@ -81,8 +82,11 @@ def test_what_works_on_every_backend():
     "code",
     [
         "from keras_crossreg import CrossRegModel",
-        "import keras_crossreg; keras_crossreg.layers",
-        "import keras_crossreg.layers",
+        pytest.param(
+            "import keras_crossreg; keras_crossreg.layers",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param("import keras_crossreg.layers", marks=pytest.mark.slow),
     ],
 )
 def test_what_trains_says_where_it_does(code):

@@ -297,6 +297,7 @@ def test_early_stopping_restores_rho_too(monitor):
     assert weights.by_epoch[best][rho] != weights.by_epoch[-1][rho]
 
 
+@pytest.mark.slow
 def test_early_stopping_where_most_epochs_have_no_rho_step():
     # Rho learn in every fourth epoch, and the loss falls all the time: of so
     # many samples, whatever they are.
@@ -387,8 +388,9 @@ def averaging_run(*callbacks, epochs, merge_epochs):
 
 @pytest.mark.parametrize(
     ("epochs", "merge_epochs"),
-    [pytest.param(2, 0, marks=pytest.mark.slow), (3, 2)],
+    [(2, 0), (3, 2)],
 )
+@pytest.mark.slow
 def test_swap_ema_weights(epochs, merge_epochs):
     run = dict(epochs=epochs, merge_epochs=merge_epochs)
     plain = averaging_run(**run)

@@ -178,6 +178,7 @@ def test_frozen_rho_need_no_warning():
     assert not warnings_of_fit(model, reg_data=(X[:3], Y[:3]))
 
 
+@pytest.mark.slow
 def test_a_run_with_few_rho_steps():
     # 54 training steps: one for about each fiftieth of the run would do.
     slow = keras.optimizers.SGD(0.01)
@@ -189,6 +190,7 @@ def test_a_run_with_few_rho_steps():
     )
 
 
+@pytest.mark.slow
 def test_a_short_run_and_one_with_enough_rho_steps():
     # 48 training steps, and ten rho steps.
     for reg_freq, epochs in ((25, 16), (6, 20)):

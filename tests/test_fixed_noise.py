@@ -127,6 +127,7 @@ def test_several_inputs_and_outputs_in_the_space_of_the_loss():
         np.testing.assert_allclose(y, many[name], atol=0.5)
 
 
+@pytest.mark.slow
 def test_images():
     inputs = keras.Input((6, 6, 1))
     outputs = kcr.layers.LearnedAugmentation()(inputs)

@@ -48,6 +48,7 @@ def check(row):
     assert row["device"] and row["smoke"]
 
 
+@pytest.mark.slow
 def test_what_is_there_is_not_measured_again(run):
     rows, printed = run("--only", *QUICK)
     assert [row["case"] for row in rows] == QUICK

@@ -52,7 +52,16 @@ def network(layer):
 
 
 @pytest.mark.parametrize("steps_per_execution", [1, 8])
-@pytest.mark.parametrize("hypergradient", [None, "direct", "one_step"])
+@pytest.mark.parametrize(
+    "hypergradient",
+    [
+        None,
+        *(
+            pytest.param(n, marks=pytest.mark.slow)
+            for n in ("direct", "one_step")
+        ),
+    ],
+)
 def test_steps_read_no_more_than_those_of_keras(
     hypergradient, steps_per_execution
 ):

@@ -344,7 +344,9 @@ class Rates(keras.callbacks.Callback):
         self.seen.append(float(self.model.optimizer.learning_rate))
 
 
-@pytest.mark.parametrize("run_eagerly", [True, False])
+@pytest.mark.parametrize(
+    "run_eagerly", [pytest.param(True, marks=pytest.mark.slow), False]
+)
 def test_a_schedule_runs_through_the_last_epochs_once_more(run_eagerly):
     schedule = keras.optimizers.schedules.PolynomialDecay(1.0, 24, 0.0)
     model = compile_model(

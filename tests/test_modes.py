@@ -32,7 +32,6 @@ TOLERANCES = {
 # scaling in two. That of eager steps in float32 is the reference itself.
 QUICK = {
     ("graph", "float32", 3),
-    ("jit", "float32", 1),
     ("eager", "float64", 1),
     ("eager", "mixed_float16", 3),
     ("eager", "mixed_bfloat16", 1),

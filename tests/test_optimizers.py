@@ -9,6 +9,7 @@ from helpers import compile_model
 from helpers import fit
 from helpers import make_data
 from helpers import make_model
+from helpers import slow_but
 from helpers import values
 
 import keras_crossreg as kcr
@@ -48,25 +49,21 @@ OPTIMIZERS = {
 }
 
 
-# What these show, another one shows too: a decay of weights, a limit, a
-# schedule, or an algorithm without an option of its own.
-SLOW = {
-    "SGD with weight decay",
-    "clipnorm",
-    "clipvalue",
-    "warm-up",
-    "Adafactor",
-    "Ftrl",
-    "Lamb",
-    "Lion",
-    "RMSprop",
-}
+# What the slow ones show, one of these shows too: a decay of weights, a limit,
+# a schedule, or an algorithm without an option of its own.
 EVERY_ONE = pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=pytest.mark.slow if name in SLOW else ())
-        for name in OPTIMIZERS
-    ],
+    slow_but(
+        [
+            "AdamW",
+            "global_clipnorm",
+            "use_ema",
+            "gradient accumulation",
+            "loss scale",
+            "Muon",
+        ],
+        OPTIMIZERS,
+    ),
 )
 
 

@@ -13,6 +13,7 @@ from helpers import fit
 from helpers import make_data
 from helpers import make_model
 from helpers import moved
+from helpers import slow_but
 from helpers import values
 
 import keras_crossreg as kcr
@@ -51,7 +52,11 @@ class Forgetful(Subclassed):
 
 
 @pytest.mark.parametrize(
-    "kind", ["functional", "subclassed", "configured", "wrapped"]
+    "kind",
+    slow_but(
+        ["functional", "subclassed"],
+        ["functional", "subclassed", "configured", "wrapped"],
+    ),
 )
 def test_fresh_weights_and_the_learned_rho(kind):
     model = {
@@ -192,6 +197,7 @@ class Seen(keras.callbacks.Callback):
         self.scales.append(self.model.get_rho()["noise/scale"])
 
 
+@pytest.mark.slow
 def test_a_schedule_is_replayed():
     model = compile_model(make_model())
     record, seen = kcr.callbacks.RhoHistory(), Seen()
@@ -288,7 +294,9 @@ def test_averages_of_a_warm_start_are_measured():
     np.testing.assert_allclose(mean, (X @ kernel).mean(0), rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("run_eagerly", [True, False])
+@pytest.mark.parametrize(
+    "run_eagerly", [pytest.param(True, marks=pytest.mark.slow), False]
+)
 def test_a_schedule_goes_as_far_as_it_came(run_eagerly):
     """Twelve steps of it in a run of four."""
     schedule = keras.optimizers.schedules.PolynomialDecay(1.0, 12, 0.0)

@@ -125,6 +125,7 @@ def learned(recwarn, reg_y, **arguments):
     return sigma, [m for m in found if "do not go with its inputs" in m]
 
 
+@pytest.mark.slow
 def test_targets_that_were_shuffled(recwarn):
     sigma, found = learned(recwarn, RNG.permutation(REG_Y))
     assert sigma > 3.0

@@ -8,6 +8,7 @@ from forms import Batches
 from helpers import JIT
 from helpers import executions_of
 from helpers import needs_executions_of
+from helpers import slow_but
 from sklearn.linear_model import Lasso
 
 import keras_crossreg as kcr
@@ -135,7 +136,7 @@ def lasso_of_norm(x, y, norm):
                 }
             ),
         ),
-        (
+        pytest.param(
             0.7,
             dict(
                 optimizer={
@@ -143,6 +144,7 @@ def lasso_of_norm(x, y, norm):
                     "config": {"learning_rate": 0.01},
                 }
             ),
+            marks=pytest.mark.slow,
         ),
         (0.7, dict(steps_per_execution=7)),
     ],
@@ -159,7 +161,7 @@ def test_l1_is_the_lasso_at_that_norm_zeros_included(level, arguments):
     assert (kernel == 0).any()
 
 
-@pytest.mark.parametrize("kind", ["l2", "smoothness", "own"])
+@pytest.mark.parametrize("kind", slow_but(["l2"], ["l2", "smoothness", "own"]))
 def test_smooth_complexities_reach_the_constrained_optimum(kind):
     x, y, _, _ = problem()
     expected = optimum(kind, 0.5, x, y)
@@ -267,6 +269,7 @@ def test_in_a_corner_nothing_can_answer_and_implicit_is_direct():
     assert norms("implicit") == pytest.approx(direct, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_the_whole_run_finds_the_best_norm():
     x, y, reg_x, reg_y = problem()
     steps = 500

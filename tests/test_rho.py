@@ -272,6 +272,7 @@ def test_summary_draws_the_course_that_rho_history_saw():
     assert "Course" not in summary(model)
 
 
+@pytest.mark.slow
 def test_summary_draws_long_courses_in_short():
     model = model_of(kcr.layers.GaussianNoiseScale(0.5, name="one"))
     compile_model(model)

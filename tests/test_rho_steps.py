@@ -52,13 +52,9 @@ def test_by_batch_size_and_length(steps, batch_size):
 
 @pytest.mark.parametrize(
     ("batch_size", "merge_epochs"),
-    [
-        (24, 0),
-        pytest.param(24, 5, marks=pytest.mark.slow),
-        pytest.param(8, 0, marks=pytest.mark.slow),
-        pytest.param(8, 5, marks=pytest.mark.slow),
-    ],
+    [(24, 0), (24, 5), (8, 0), (8, 5)],
 )
+@pytest.mark.slow
 def test_a_short_run_has_fifty(batch_size, merge_epochs):
     model = compile_model(without_norm(), reg_freq=None, num_samples=16)
     x, y = make_data(240)
@@ -75,9 +71,8 @@ def test_a_short_run_has_fifty(batch_size, merge_epochs):
     assert rho_steps(model) >= 50
 
 
-@pytest.mark.parametrize(
-    "form", ["PyDataset", pytest.param("generator", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["PyDataset", "generator"])
 def test_large_batches_are_split_up(form):
     """500 rows in batches of 256, which would be one rho step."""
     model = compile_model(without_norm(), reg_freq=None, num_samples=16)

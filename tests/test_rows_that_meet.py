@@ -78,7 +78,9 @@ def plain(model):
 
 
 @WARNS
-@pytest.mark.parametrize("run_eagerly", [True, False])
+@pytest.mark.parametrize(
+    "run_eagerly", [pytest.param(True, marks=pytest.mark.slow), False]
+)
 def test_a_loss_that_is_summed_over_the_batch(run_eagerly):
     model = build(
         Penalty(), sigma=1e-6, units=1, num_samples=4, run_eagerly=run_eagerly
@@ -135,7 +137,9 @@ def test_what_a_layer_adds_is_the_mean_over_all_samples(num_samples):
 
 
 @WARNS
-@pytest.mark.parametrize("run_eagerly", [True, False])
+@pytest.mark.parametrize(
+    "run_eagerly", [pytest.param(True, marks=pytest.mark.slow), False]
+)
 def test_outputs_that_are_not_one_row_for_each_example(run_eagerly):
     model = build(Similarities(), sigma=1e-6, run_eagerly=run_eagerly)
     found = model.predict(X, batch_size=24, verbose=0)
@@ -181,6 +185,7 @@ def test_a_mean_over_the_batch_is_of_the_rows_of_one_sample():
     )
 
 
+@pytest.mark.slow
 @WARNS
 def test_noise_of_ones_own_before_ours_is_drawn_for_each_sample():
     keras.utils.set_random_seed(0)

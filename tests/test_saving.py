@@ -81,7 +81,11 @@ def test_round_trip(kind, tmp_path):
 
 @pytest.mark.parametrize(
     ("kind", "eagerly"),
-    [("functional", False), ("subclassed", True), ("wrapped", True)],
+    [
+        pytest.param("functional", False, marks=pytest.mark.slow),
+        ("subclassed", True),
+        pytest.param("wrapped", True, marks=pytest.mark.slow),
+    ],
 )
 def test_training_goes_on_as_if_nothing_had_been(kind, eagerly, tmp_path):
     # After 6 steps, a warm-up of 1 and a rho step in every second, the next

@@ -43,7 +43,9 @@ def test_rho_does_not_move_on_training_data():
     assert not any(moved(rho, model.rho_variables))
 
 
-@pytest.mark.parametrize("subclassed", [False, True])
+@pytest.mark.parametrize(
+    "subclassed", [False, pytest.param(True, marks=pytest.mark.slow)]
+)
 def test_nothing_but_rho_depends_on_what_reg_data_hold(subclassed):
     results = []
     for reg_data in (make_data(12, seed=1), other_data()):

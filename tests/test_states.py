@@ -17,7 +17,9 @@ X = np.random.default_rng(0).normal(size=(12, 5, 3)).astype("float32")
 Y = X[:, 0, :1]
 REG = np.random.default_rng(1).normal(size=(12, 5, 3)).astype("float32") + 1
 REG_Y = REG[:, 0, :1]
-EAGER = pytest.mark.parametrize("run_eagerly", [True, False])
+EAGER = pytest.mark.parametrize(
+    "run_eagerly", [pytest.param(True, marks=pytest.mark.slow), False]
+)
 
 
 # On PyTorch Keras writes the next state over the one that the gradient needs.

@@ -12,6 +12,7 @@ from helpers import assert_same
 from helpers import executions_of
 from helpers import make_data
 from helpers import make_model
+from helpers import slow_but
 from helpers import values
 
 import keras_crossreg as kcr
@@ -59,7 +60,16 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case",
+    slow_but(
+        [
+            "validation_split, class_weight",
+            "compiled, sample_weight, steps_per_execution",
+        ],
+        CASES,
+    ),
+)
 def test_equals_keras_model(case):
     data, arguments = CASES[case]
     check_equals_keras_model(data, **arguments)

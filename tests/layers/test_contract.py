@@ -171,8 +171,16 @@ MORE_KERNELS = {
 }
 
 
-def cases(of):
-    return pytest.mark.parametrize("case", of.values(), ids=list(of))
+def cases(of, slow=()):
+    return pytest.mark.parametrize(
+        "case",
+        [
+            pytest.param(
+                case, id=name, marks=pytest.mark.slow if name in slow else ()
+            )
+            for name, case in of.items()
+        ],
+    )
 
 
 def test_no_public_layer_is_left_out():
@@ -181,7 +189,15 @@ def test_no_public_layer_is_left_out():
     assert checked == public - {kcr.layers.RhoLayer}
 
 
-@cases(CASES)
+@cases(
+    CASES,
+    slow=[
+        "dropout together",
+        "some augmentation",
+        "norm per unit",
+        "norm per kernel",
+    ],
+)
 def test_keeps_the_contract_of_rho_layers(case):
     kcr.testing.check_rho_layer(
         case.layer,

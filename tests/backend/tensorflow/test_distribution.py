@@ -89,6 +89,7 @@ def run_tests(file, folder, timeout):
     return RESULTS[file]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", names_in("mirrored.py"))
 def test_mirrored_strategy(name, tmp_path):
     failures = run_tests("mirrored.py", tmp_path, timeout=900)[name]

@@ -28,7 +28,9 @@ def learned(scope, run_eagerly):
     return list(model.get_rho().values())
 
 
-@pytest.mark.parametrize("run_eagerly", [True, False])
+@pytest.mark.parametrize(
+    "run_eagerly", [pytest.param(True, marks=pytest.mark.slow), False]
+)
 @pytest.mark.parametrize(
     "strategy",
     [
