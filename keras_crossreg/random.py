@@ -225,12 +225,16 @@ def normal(
     if reuse > 1:
         block = ops.concatenate(blocks, axis=1)
         length = ops.cast(2 * rows * size, wide)
-        offsets = ops.cast(uniform((reuse - 1,), seed, wide) * length, "int32")
+        offsets = uniform((reuse - 1,), seed, wide) * length
+        shifts = ops.unstack(ops.cast(offsets, "int32"), reuse - 1)
+        if isinstance(rows, int) and isinstance(examples, int):
+            # The block itself is a part of what is filled.
+            shifts = shifts[: max(_ceil_div(examples, 2 * rows or 1) - 1, 0)]
         signed = [-block, block]
         blocks = [block]
         blocks += [
-            ops.roll(signed[i % 2], offsets[i], axis=1)
-            for i in range(reuse - 1)
+            ops.roll(signed[i % 2], shift, axis=1)
+            for i, shift in enumerate(shifts)
         ]
     numbers = ops.concatenate(blocks, axis=1)[:, : examples * size]
     flat = ops.reshape(numbers, (-1,))[: shape[0] * size]

@@ -42,12 +42,14 @@ def in_passes(function: Callable[[], Any], num_passes: int) -> list[Any]:
 
 def maximum(a: Any, b: Any) -> Any:
     """The larger one of two sizes, integers or tensors."""
-    return keras.ops.maximum(a, b)
+    known = isinstance(a, int) and isinstance(b, int)
+    return max(a, b) if known else tf.maximum(a, b)
 
 
 def minimum(a: Any, b: Any) -> Any:
     """The smaller one of two sizes, integers or tensors."""
-    return keras.ops.minimum(a, b)
+    known = isinstance(a, int) and isinstance(b, int)
+    return min(a, b) if known else tf.minimum(a, b)
 
 
 def replica_index() -> Any:
@@ -109,6 +111,12 @@ def cpu_uniform(
     """
     # Keras, too, makes seeds of 32 bits: those of 64 do not compile.
     key = tf.cast(tf.math.floormod(seed.next(), tf.int32.max - 1), "int32")
+    if tf.executing_eagerly():
+        # The same numbers by a single operation, which does not say Philox to
+        # a compiler, but is Philox where nothing is compiled.
+        return tf.raw_ops.StatelessRandomUniform(
+            shape=shape, seed=key, dtype=dtype
+        )
     return tf.random.stateless_uniform(shape, key, dtype=dtype, alg="philox")
 
 
