@@ -133,13 +133,15 @@ class CrossRegModel(Trainer):
             num_samples: Integer K, at least 1. Sampled predictions that the
                 regularization pass averages. Defaults to `16`.
             reg_freq: Integer r, at least 1. Training steps per rho step.
-                `None`: as many as keep the added work of each of both sets at
-                a ninth of that of training, `r = 6 K B_reg / B` for
-                regularization batches of `B_reg` and training batches of `B`
-                examples: 12 with the other defaults. In a `fit` of which rho
-                learn in a part alone, r is smaller by that part; where that
-                leaves fewer than 50 rho steps, both r and the default `B_reg`
-                are. Defaults to `None`.
+                `None`: as many as keep the added work at a ninth of that of
+                training, `r = 6 K B_reg / B` for regularization batches of
+                `B_reg` and training batches of `B` examples: 12 with the
+                other defaults, and 24 where noise, dropout or an augmentation
+                learn from both sets. In a `fit` of which rho learn in a part
+                alone, r is smaller by that part. Where that leaves fewer than
+                200 rho steps, r is down to 12 for both sets; where it leaves
+                fewer than 50, both r and the default `B_reg` are smaller.
+                Defaults to `None`.
             reg_warmup: Integer, not negative. Training steps before rho start
                 to learn. `None`: until the moving averages that predictions
                 are normalized by have come up with theta, `2 / (1 -

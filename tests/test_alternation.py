@@ -76,6 +76,19 @@ def test_the_default_of_reg_freq(
 
 
 @pytest.mark.parametrize(
+    ("steps", "expected"),
+    # A ninth of the work for both sets, of a long run and of one whose length
+    # is not known; two ninths of a short one; 200 rho steps in between.
+    [(100_000, 24), (4800, 24), (3600, 18), (2400, 12), (100, 12), (None, 24)],
+)
+def test_the_default_of_reg_freq_for_both_sets(steps, expected):
+    both = Work(16, num_sets=2, steps=steps, all_steps=steps)
+    assert both.reg_freq(16, 128) == expected
+    one = Work(16, steps=steps, all_steps=steps)
+    assert one.reg_freq(16, 128) == 12
+
+
+@pytest.mark.parametrize(
     ("reg_batch_size", "expected", "steps_per_execution", "run_eagerly"),
     [
         # By default an eighth of B, which is 8: two steps, which are too few.

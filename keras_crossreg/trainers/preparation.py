@@ -102,6 +102,7 @@ class Preparation(Alternation):
             )
         work = Work(
             self._options.num_samples,
+            num_sets=2 if self._rho_with_gap(self._learning_rho()) else 1,
             steps=epochs.learning_until(taken, reg_warmup),
             all_steps=epochs.until(taken),
         )

@@ -140,6 +140,18 @@ class RegularizationLoss(RhoModel):
         )
         return seen, found
 
+    def _rho_with_gap(self, rho: list[keras.Variable]) -> list[keras.Variable]:
+        """Those of stochastic layers, where the gap is what they learn from."""
+        if self._options.gap is None:
+            return []
+        noise = {
+            id(v)
+            for layer in _keras.all_layers(self)
+            if is_stochastic(layer)
+            for v in layer.variables
+        }
+        return [v for v in rho if id(v) in noise]
+
     def _with_gap(
         self,
         rho: list[keras.Variable],
@@ -150,13 +162,7 @@ class RegularizationLoss(RhoModel):
         """`g_train + c (g_reg - g_train)` for the rho of stochastic layers."""
         gap = self._options.gap
         assert gap is not None
-        noise = {
-            id(v)
-            for layer in _keras.all_layers(self)
-            if is_stochastic(layer)
-            for v in layer.variables
-        }
-        noisy = [v for v in rho if id(v) in noise]
+        noisy = self._rho_with_gap(rho)
         if not noisy:
             return gradients
         size = gap.batch_size or reg_data.batch_rows(data)
@@ -256,14 +262,22 @@ class RegularizationLoss(RhoModel):
         """Within, a backend is as in a rho step; of a backend."""
         return contextlib.nullcontext()
 
+    def _gradients_to_check(self, batch: Any) -> Any:
+        """`_rho_gradients`, with a training batch where L_train takes part.
+
+        It has the same structure. A gap is one of two gradients of the same
+        kind: one of them will do.
+        """
+        answers = self._options.second_order is not None
+        return self._rho_gradients(batch, batch if answers else None)
+
     def _check_rho_step(self, rho: list[keras.Variable], batch: Any) -> None:
         """Raises a ValueError where a rho step on the batch would fail."""
         y_pred = None
 
         def gradients(data: Any) -> list[Any]:
             nonlocal y_pred
-            # A training batch has the same structure.
-            _, y_pred, found, _ = self._rho_gradients(data, data)
+            _, y_pred, found, _ = self._gradients_to_check(data)
             return list(found)
 
         try:
@@ -318,7 +332,7 @@ class RegularizationLoss(RhoModel):
             return
         try:
             with self._kept_seeds(), self._in_a_rho_step():
-                loss, y_pred, gradients, _ = self._rho_gradients(batch, batch)
+                loss, y_pred, gradients, _ = self._gradients_to_check(batch)
         except SecondOrderError:
             raise
         except Exception as error:
@@ -364,7 +378,7 @@ class RegularizationLoss(RhoModel):
             return
         batch = reg_data.with_ranks_of(self._checked.like, batch)
         with self._kept_seeds(), self._in_a_rho_step():
-            loss, _, gradients, _ = self._rho_gradients(batch, batch)
+            loss, _, gradients, _ = self._gradients_to_check(batch)
         if not self._are_finite(loss, gradients):
             raise ValueError(
                 "There are NaN or infinities in `reg_data`, and they make the "

@@ -19,6 +19,9 @@ MOST = 0.25
 # With the default optimizer, a stored rho moves by a tenth in a step, at the
 # most: so many steps take it by 5.
 ENOUGH = 50
+# Where a run has more, a rho step that looks at both sets is as rare as its
+# work asks for.
+MANY = 200
 # A regularization batch has this part of the examples of a training batch.
 PART = 8
 
@@ -31,22 +34,27 @@ class Work:
     training step of B examples: K forward passes, and a backward pass through
     activations alone. Every r training steps, that is a ninth for
     `r = 6 K B_reg / B`, of a training in which rho learn from end to end. In
-    others, rho steps are as many, and closer to each other. Where as many
-    training examples take part, the work is two ninths.
+    others, rho steps are as many, and closer to each other.
+
+    Where as many training examples take part, a rho step costs twice as much.
+    A long run has half as many of them then, for a ninth again; a run that
+    would have fewer than 200 has more, for two ninths at the most.
 
     Args:
         num_samples: Integer K.
+        num_sets: Integer, the sets whose gradient a rho step takes: 1 or 2.
         steps: Integer, the training steps in which rho may learn; `None` where
             that is not known.
         all_steps: Integer, the steps of the whole training, as well.
     """
 
     num_samples: int
+    num_sets: int = 1
     steps: int | None = None
     all_steps: int | None = None
 
     def reg_freq(self, reg_batch_size: int, batch_size: float) -> int:
-        """The r of which rho steps add a ninth of the work, at the most.
+        """The r of which rho steps add a ninth of the work.
 
         `B_reg / B` is 1 where B is not known, which is 0: in a training step of
         one's own that measures no loss.
@@ -54,7 +62,11 @@ class Work:
         part = reg_batch_size / batch_size if batch_size else 1.0
         # The r of whole numbers is not missed for rounding.
         r = 6 * self.num_samples * part * self._share - 1e-6
-        return max(1, math.ceil(r))
+        of_one_set = max(1, math.ceil(r))
+        of_all_sets = max(1, math.ceil(self.num_sets * r))
+        if self.steps is None:
+            return of_all_sets
+        return min(of_all_sets, max(of_one_set, self.steps // MANY))
 
     @property
     def _share(self) -> float:
