@@ -93,7 +93,7 @@ def test_the_default_of_reg_freq_for_both_sets(steps, expected):
     [
         # By default an eighth of B, which is 8: two steps, which are too few.
         (None, 1, 3, False),
-        (4, 6, 1, True),
+        pytest.param(4, 6, 1, True, marks=pytest.mark.slow),
         # Of data in batches B is not known beforehand, and B_reg all there is.
         ("batches", 18, 3, True),
     ],

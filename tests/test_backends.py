@@ -97,6 +97,7 @@ def test_what_trains_says_where_it_does(code):
     assert last.endswith(f"Received: keras.backend.backend()={OTHER}")
 
 
+@pytest.mark.slow
 def test_what_is_neutral_loads_no_trainer():
     # The `__init__` of the package itself imports trainers: it is left out.
     code = "\n".join(

@@ -155,7 +155,12 @@ def test_progress_bar_over_both_phases(capsys):
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"merge_epochs": 1}, {}, {"validation_data": VALIDATION}]
+    "arguments",
+    [
+        {"merge_epochs": 1},
+        pytest.param({}, marks=pytest.mark.slow),
+        pytest.param({"validation_data": VALIDATION}, marks=pytest.mark.slow),
+    ],
 )
 def test_csv_logger_has_the_same_columns_in_every_epoch(arguments, tmp_path):
     # The first rho step comes in the second epoch.

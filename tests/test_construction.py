@@ -10,6 +10,7 @@ from helpers import compile_model
 from helpers import fit
 from helpers import make_data
 from helpers import make_model
+from helpers import slow_but
 
 import keras_crossreg as kcr
 
@@ -63,7 +64,10 @@ BUILDERS = {
 }
 
 
-@pytest.mark.parametrize("kind", BUILDERS)
+@pytest.mark.parametrize(
+    "kind",
+    slow_but(["functional", "subclassed", "wrapped sequential"], BUILDERS),
+)
 def test_every_kind_trains(kind):
     model = compile_model(BUILDERS[kind](), run_eagerly=False)
     history = fit(model).history

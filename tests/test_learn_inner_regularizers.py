@@ -234,8 +234,8 @@ def test_attention_that_draws_itself_is_left(cls, capsys):
 @pytest.mark.parametrize(
     "rates",
     [
-        {"dropout": 0.3},
-        {"recurrent_dropout": 0.4},
+        pytest.param({"dropout": 0.3}, marks=pytest.mark.slow),
+        pytest.param({"recurrent_dropout": 0.4}, marks=pytest.mark.slow),
         {"dropout": 0.2, "recurrent_dropout": 0.4},
     ],
     ids=["dropout", "recurrent", "both"],

@@ -86,7 +86,12 @@ def check_passes(gradients_of, **mode):
 
 @pytest.mark.parametrize(
     "mode",
-    [dict(run_eagerly=True), dict(run_eagerly=False, jit_compile=False)],
+    [
+        dict(run_eagerly=True),
+        pytest.param(
+            dict(run_eagerly=False, jit_compile=False), marks=pytest.mark.slow
+        ),
+    ],
     ids=["eager", "compiled"],
 )
 def test_gradient_is_that_of_the_same_samples_in_one(mode):

@@ -106,7 +106,7 @@ def check_quietly(recipe):
         check(recipe)
 
 
-@settings(QUIET, max_examples=10)
+@settings(QUIET, max_examples=4)
 @given(recipes)
 def test_random_graphs(recipe):
     check_quietly(recipe)

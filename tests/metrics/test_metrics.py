@@ -489,9 +489,8 @@ def all_metrics(**kwargs):
     ]
 
 
-@pytest.mark.parametrize(
-    "jit_compile", [False, pytest.param(True, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("jit_compile", [False, True])
 def test_in_compiled_training(jit_compile):
     model = compile_model(
         make_model(),
