@@ -2,12 +2,12 @@
 
     KERAS_BACKEND=torch OMP_NUM_THREADS=1 python benchmarks/step_ratio.py
 
-Ratios of one run, in which all kinds take turns: medians, lowest and highest of
-the rounds. A step is of a `fit` without its first epoch; what happens there, the
-checks and the compilation, is a column of its own: the seconds of the first `fit`
-there is, of one epoch. r is 24, as in a run of 4,800 steps and more, and 12, as in
-a run of half the length or less. `predict` is of 16 samples, over 16 times the
-plain network. `--smoke` is tiny, and the numbers say nothing.
+Ratios of one run, in which all kinds take turns: medians, lowest and highest
+of the rounds. A step is of a `fit` without its first epoch; what happens there,
+the checks and the compilation, is a column of its own: the seconds of the first
+`fit` there is, of one epoch. r is 24, as in a run of 4,800 steps and more, and
+12, as in one of half the length or less. `predict` is of 16 samples, over 16
+times the plain network. `--smoke` is tiny, and the numbers say nothing.
 """
 
 from __future__ import annotations

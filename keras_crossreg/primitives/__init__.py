@@ -10,6 +10,7 @@ from keras_crossreg.supported_backends import check_backend
 _BACKEND = check_backend()
 
 if _BACKEND == "tensorflow":
+    from keras_crossreg.primitives.tensorflow import SAMPLES_PER_PASS
     from keras_crossreg.primitives.tensorflow import apply_gradients
     from keras_crossreg.primitives.tensorflow import cpu_uniform
     from keras_crossreg.primitives.tensorflow import draw_in_runtime
@@ -32,6 +33,7 @@ if _BACKEND == "tensorflow":
     from keras_crossreg.primitives.tensorflow import vector_jacobian
     from keras_crossreg.primitives.tensorflow import writers
 elif _BACKEND == "jax":
+    from keras_crossreg.primitives.jax import SAMPLES_PER_PASS
     from keras_crossreg.primitives.jax import apply_gradients
     from keras_crossreg.primitives.jax import cpu_uniform
     from keras_crossreg.primitives.jax import draw_in_runtime
@@ -54,6 +56,7 @@ elif _BACKEND == "jax":
     from keras_crossreg.primitives.jax import vector_jacobian
     from keras_crossreg.primitives.jax import writers
 elif _BACKEND == "torch":
+    from keras_crossreg.primitives.torch import SAMPLES_PER_PASS
     from keras_crossreg.primitives.torch import apply_gradients
     from keras_crossreg.primitives.torch import cpu_uniform
     from keras_crossreg.primitives.torch import evaluated_after
@@ -77,6 +80,7 @@ elif _BACKEND == "torch":
     from keras_crossreg.primitives.torch_export import writers
 
 __all__ = [
+    "SAMPLES_PER_PASS",
     "NotDifferentiableTwice",
     "apply_gradients",
     "cpu_uniform",

@@ -26,6 +26,10 @@ from keras_crossreg._keras import set_keras_mask
 from keras_crossreg.primitives.sums import add_gradients
 
 Tensors = list[Any]
+#: Samples of a prediction in one pass, at the most. XLA computes what passes
+#: have in common once, and on a CPU large tensors take it longer: with 8, those
+#: of a small CNN took 1.7 times as long.
+SAMPLES_PER_PASS = 4
 
 
 class _Reach(threading.local):

@@ -23,6 +23,8 @@ from keras_crossreg.primitives.errors import NotDifferentiableTwice
 from keras_crossreg.primitives.sums import add_gradients
 
 Tensors = list[Any]
+#: Samples of a prediction in one pass, at the most.
+SAMPLES_PER_PASS = 8
 
 # What PyTorch says of an operation that it cannot differentiate twice.
 _ONCE = ("derivative for", "differentiate twice", "double backward")

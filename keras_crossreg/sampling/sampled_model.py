@@ -21,6 +21,7 @@ from keras_crossreg._keras import receive_sampling
 from keras_crossreg._keras import set_losses_by_layer
 from keras_crossreg.checks import check_integer
 from keras_crossreg.compile_options import CompileOptions
+from keras_crossreg.primitives import SAMPLES_PER_PASS
 from keras_crossreg.primitives import evaluated_after
 from keras_crossreg.primitives import in_passes
 from keras_crossreg.random import has_source
@@ -30,10 +31,6 @@ from keras_crossreg.sampling.late_tiling import LateTiling
 from keras_crossreg.sampling.late_tiling import can_tile_late
 from keras_crossreg.sampling.probed_model import ProbedModel
 from keras_crossreg.sampling.probed_model import batches_in
-
-# Most samples of a prediction that are made in one pass. More are made in
-# several passes, one after the other, so that memory does not grow with them.
-SAMPLES_PER_PASS = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,7 +196,10 @@ class SampledModel(ProbedModel):
         )
 
     def _repeatable_samples(self, x: Any, num_samples: int) -> Any:
-        """Samples, the same in every call until training goes on."""
+        """Samples, the same in every call until training goes on.
+
+        In several passes, one after the other, memory does not grow with them.
+        """
         with self._kept_seeds():
             parts = self._sample_in_passes(x, num_samples, SAMPLES_PER_PASS)
         return averaging.join(parts, num_samples)
