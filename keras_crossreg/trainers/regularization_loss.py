@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -258,9 +257,9 @@ class RegularizationLoss(RhoModel):
         """
         raise NotImplementedError
 
-    def _in_a_rho_step(self) -> contextlib.AbstractContextManager[None]:
-        """Within, a backend is as in a rho step; of a backend."""
-        return contextlib.nullcontext()
+    def _run_once(self, step: Callable[[Any], Any], batch: Any) -> Any:
+        """`step(batch)`, as in a rho step, for a look at what comes out."""
+        return step(batch)
 
     def _gradients_to_check(self, batch: Any) -> Any:
         """`_rho_gradients`, with a training batch where L_train takes part.
@@ -331,8 +330,10 @@ class RegularizationLoss(RhoModel):
         ):
             return
         try:
-            with self._kept_seeds(), self._in_a_rho_step():
-                loss, y_pred, gradients, _ = self._gradients_to_check(batch)
+            with self._kept_seeds():
+                loss, y_pred, gradients, _ = self._run_once(
+                    self._gradients_to_check, batch
+                )
         except SecondOrderError:
             raise
         except Exception as error:
@@ -377,8 +378,10 @@ class RegularizationLoss(RhoModel):
         if not rows:
             return
         batch = reg_data.with_ranks_of(self._checked.like, batch)
-        with self._kept_seeds(), self._in_a_rho_step():
-            loss, _, gradients, _ = self._gradients_to_check(batch)
+        with self._kept_seeds():
+            loss, _, gradients, _ = self._run_once(
+                self._gradients_to_check, batch
+            )
         if not self._are_finite(loss, gradients):
             raise ValueError(
                 "There are NaN or infinities in `reg_data`, and they make the "

@@ -71,6 +71,13 @@ class JaxTrainer(WholePredictions, CrossRegTrainer):
             return lambda batches: step(*_keras.distribute_batch(batches))
         return CompiledStep(step, self._variables_of_steps)
 
+    def _run_once(self, step: Callable[[Any], Any], batch: Any) -> Any:
+        if keras.distribution.distribution() is not None:
+            # So few examples cannot be shared out.
+            return step(batch)
+        # Operation by operation, each would be a program of its own.
+        return self._compiled(step)((batch,))
+
     def _variables_of_steps(self) -> list[keras.Variable]:
         metrics = self._reg_metrics
         return [

@@ -72,8 +72,9 @@ class TorchTrainer(CrossRegTrainer):
         with super()._kept_seeds(), kept_generators():
             yield
 
-    def _in_a_rho_step(self) -> contextlib.AbstractContextManager[None]:
-        return self._in_mode(training=False)
+    def _run_once(self, step: Callable[[Any], Any], batch: Any) -> Any:
+        with self._in_mode(training=False):
+            return step(batch)
 
     def _all_tensors(self) -> list[Any]:
         """What the variables hold, and what modules of PyTorch do."""
