@@ -189,14 +189,26 @@ def are_beyond_classes(
         except (KeyError, IndexError, TypeError):
             # Keras has other ways to say which is whose.
             return False
+    labels, classes = label_range(y), num_classes(loss, y_pred)
+    if labels is None or classes is None:
+        return False
+    return labels[0] < 0 or labels[1] >= classes
+
+
+def num_classes(loss: Any, y_pred: Any) -> int | None:
+    """The classes of a lone output, if all integers below it are fine labels.
+
+    `None` where the loss is another, or there are several outputs.
+    """
+    if tree.is_nested(y_pred):
+        return None
     known = "sparse_categorical_crossentropy", "SparseCategoricalCrossentropy"
     name = loss if isinstance(loss, str) else type(loss).__name__
     if name not in known and getattr(loss, "__name__", "") not in known:
-        return False
-    labels = label_range(y)
-    if labels is None or getattr(loss, "ignore_class", None) is not None:
-        return False
-    return bool(labels[0] < 0 or labels[1] >= y_pred.shape[-1])
+        return None
+    if getattr(loss, "ignore_class", None) is not None:
+        return None
+    return int(y_pred.shape[-1])
 
 
 def _dense_arrays(structure: Any) -> list[np.ndarray]:

@@ -24,6 +24,7 @@ from keras_crossreg.trainers import reg_data
 from keras_crossreg.trainers.data_checks import are_beyond_classes
 from keras_crossreg.trainers.data_checks import label_range
 from keras_crossreg.trainers.data_checks import not_finite_rows
+from keras_crossreg.trainers.data_checks import num_classes
 from keras_crossreg.trainers.reg_metrics import RegMetrics
 
 
@@ -302,6 +303,9 @@ class RegularizationLoss(RhoModel):
                 "and its loss. "
                 f"Received: reg_data={reg_data.describe(batch)}"
             ) from error
+        classes = num_classes(self.loss, y_pred)
+        if classes is not None:
+            self._checked.labels = (0, classes - 1)
         lost = [
             v.path
             for v, is_there in zip(rho, reached, strict=True)
