@@ -18,7 +18,6 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 import keras_crossreg as kcr
 
@@ -172,7 +171,6 @@ def member(tune: Any, breed: Breed) -> Any:
 
     class Member(tune.Trainable):
         def setup(self, config: Row, breed: Breed) -> None:
-            tf.config.threading.set_intra_op_parallelism_threads(1)
             keras.utils.set_random_seed(breed.seed)
             self.breed = breed
             self.fit = dict(batch_size=breed.batch_size, verbose=0)
@@ -224,6 +222,6 @@ def member(tune: Any, breed: Breed) -> Any:
             # With the state of the optimizer. The rates are set in a step.
             self.model.load_weights(f"{checkpoint}/state.weights.h5")
 
-    gpus = len(tf.config.list_physical_devices("GPU"))
+    on_cpu = "cpu" in str(keras.ops.ones(()).device).lower()
     trainable = tune.with_parameters(Member, breed=breed)
-    return tune.with_resources(trainable, dict(cpu=1, gpu=min(gpus, 1)))
+    return tune.with_resources(trainable, dict(cpu=1, gpu=0 if on_cpu else 1))

@@ -27,6 +27,9 @@ from typing import Any
 
 # Before TensorFlow, which is talkative.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# Processor time in parallel threads depends on who else runs.
+os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import defaults
 import keras
@@ -35,7 +38,6 @@ import population
 import rich.box
 import rich.console
 import rich.table
-import tensorflow as tf
 
 import keras_crossreg as kcr
 
@@ -486,8 +488,6 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if any(name.startswith("PBT") for name in options.run):
         population.ray_tune()
-    # Processor time in parallel threads depends on who else runs.
-    tf.config.threading.set_intra_op_parallelism_threads(1)
     setting = dict(data=options.data, regularizer=options.regularizer)
     options.out.parent.mkdir(parents=True, exist_ok=True)
 

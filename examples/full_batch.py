@@ -9,11 +9,24 @@ import warnings
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 import keras_crossreg as kcr
 
 Rows = tuple[np.ndarray, np.ndarray]
+
+
+class Repeated(keras.utils.PyDataset):
+    """The whole set as a batch, so often."""
+
+    def __init__(self, data: Rows, times: int) -> None:
+        super().__init__()
+        self.data, self.times = data, times
+
+    def __len__(self) -> int:
+        return self.times
+
+    def __getitem__(self, index: int) -> Rows:
+        return self.data
 
 
 def error(data: Rows, weights: np.ndarray) -> float:
@@ -46,13 +59,12 @@ def learn(
         reg_warmup=steps // 10,
         hypergradient=hypergradient,
     )
-    whole = tf.data.Dataset.from_tensors(train).repeat(steps)
     with warnings.catch_warnings():
         # Of a few rho steps where rounding, or theta on their way, left no
         # curvature.
         warnings.filterwarnings("ignore", "The curvature of the training loss")
         model.fit(
-            whole,
+            Repeated(train, steps),
             shuffle=False,
             reg_data=reg,
             reg_batch_size=len(reg[0]),
