@@ -89,8 +89,12 @@ if keras.backend.backend() == "jax":
         "they hold the newest state, whatever stops the training"
     )
 
-# These make data of TensorFlow's, on every backend.
-OF_TENSORFLOW = re.compile("test_.*_sparse_tf_|test_predict_preserve_order")
+# These make data of TensorFlow's, or read files by it, on every backend.
+OF_TENSORFLOW = re.compile(
+    "test_.*_sparse_tf_|test_predict_preserve_order"
+    "|test_fit_with_data_adapter_tf_|test_remove_weights_only_saving"
+    "|test_disk_io_store_remote"
+)
 
 # Of the trainer tests these are slow: grids of eager, compiled and XLA, whose
 # middle is quick enough, and data of every adapter.
@@ -110,7 +114,7 @@ def mark(module, case):
         if reason:
             mark = pytest.mark.xfail(reason=reason, strict=True)
         elif OF_TENSORFLOW.match(name) and not HAS_TENSORFLOW:
-            mark = pytest.mark.skip("its data are of TensorFlow")
+            mark = pytest.mark.skip("it takes TensorFlow")
         elif module != "trainers.trainer_test" or SLOW.match(name):
             mark = pytest.mark.slow
         else:
