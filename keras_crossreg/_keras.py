@@ -114,6 +114,7 @@ __all__ = [
     "is_in_cluster",
     "is_keras_layer",
     "learning_rate_of",
+    "loss_axis",
     "losses_by_layer",
     "make_step_function",
     "mark_synced",
@@ -305,6 +306,11 @@ def compute_loss(model: Any, x: Any, y: Any, y_pred: Any, weight: Any) -> Any:
     return model._compute_loss(
         x=x, y=y, y_pred=y_pred, sample_weight=weight, training=False
     )
+
+
+def loss_axis(loss: Any) -> int:
+    """The axis of the classes, which a loss of Keras's keeps to itself."""
+    return int(getattr(loss, "_fn_kwargs", {}).get("axis", -1))
 
 
 def variables_of_loss_metrics(model: Any) -> list[Any]:

@@ -176,6 +176,13 @@ def test_graph_structure():
     assert isinstance(struct[1], list)
 
 
+def test_the_axis_of_the_classes():
+    loss = keras.losses.SparseCategoricalCrossentropy
+    assert _keras.loss_axis(loss(axis=1)) == 1
+    assert _keras.loss_axis(loss()) == -1
+    assert _keras.loss_axis("sparse_categorical_crossentropy") == -1
+
+
 def test_producing_node():
     inputs = keras.Input((3,))
     dense = keras.layers.Dense(3)

@@ -331,3 +331,40 @@ def test_a_label_beyond_the_classes_of_its_output(outputs, loss, how):
             model.train_on_batch(x, targets(a), reg_data=reg_data)
     for value, at_first in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(value, at_first)
+
+
+@pytest.mark.backend
+def test_labels_where_the_number_of_classes_is_open():
+    inputs = keras.Input((None, 3))
+    x = kcr.layers.GaussianNoiseScale()(keras.layers.Dense(3)(inputs))
+    # As many classes as there are rows.
+    outputs = keras.layers.Lambda(
+        lambda x: keras.ops.softmax(keras.ops.mean(x, axis=-1)),
+        output_shape=(None,),
+    )(x)
+    model = kcr.CrossRegModel(inputs, outputs)
+    model.compile("adam", SPARSE)
+    rng = np.random.default_rng(0)
+    x, reg_x = rng.normal(size=(2, 40, 4, 3)).astype("float32")
+    y = np.arange(40) % 4
+    model.fit(x, y, reg_data=(reg_x, y), verbose=0)
+    with pytest.raises(ValueError, match="regularization"):
+        model.fit(x, y, reg_data=(reg_x, y + 1), verbose=0)
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "torch",
+    reason="Keras takes the last axis alone",
+)
+def test_classes_on_another_axis_than_the_last():
+    inputs = keras.Input((2, 3))
+    x = kcr.layers.GaussianNoiseScale()(inputs)
+    x = keras.layers.Dense(4, activation="softmax")(x)
+    model = kcr.CrossRegModel(inputs, keras.layers.Permute((2, 1))(x))
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(axis=1))
+    rng = np.random.default_rng(0)
+    x, reg_x = rng.normal(size=(2, 40, 2, 3)).astype("float32")
+    y = np.arange(80).reshape(40, 2) % 4
+    model.fit(x, y, reg_data=(reg_x, y), verbose=0)
+    with pytest.raises(ValueError, match="regularization"):
+        model.fit(x, y, reg_data=(reg_x, y + 1), verbose=0)

@@ -10,6 +10,7 @@ from keras import ops
 from keras import tree
 
 from keras_crossreg._keras import Functional
+from keras_crossreg._keras import loss_axis
 
 
 def check_reg_weight(reg_data: Any) -> None:
@@ -198,9 +199,11 @@ def are_beyond_classes(
 def num_classes(loss: Any, y_pred: Any) -> int | None:
     """The classes of a lone output, if all integers below it are fine labels.
 
-    `None` where the loss is another, or there are several outputs.
+    `None` where the loss is another, where there are several outputs, and where
+    the size is open.
     """
-    if tree.is_nested(y_pred):
+    shape = None if tree.is_nested(y_pred) else getattr(y_pred, "shape", None)
+    if not shape:
         return None
     known = "sparse_categorical_crossentropy", "SparseCategoricalCrossentropy"
     name = loss if isinstance(loss, str) else type(loss).__name__
@@ -208,7 +211,8 @@ def num_classes(loss: Any, y_pred: Any) -> int | None:
         return None
     if getattr(loss, "ignore_class", None) is not None:
         return None
-    return int(y_pred.shape[-1])
+    classes = shape[loss_axis(loss)]
+    return None if classes is None else int(classes)
 
 
 def _dense_arrays(structure: Any) -> list[np.ndarray]:
