@@ -18,6 +18,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from gpu_cases import device
 
 import keras_crossreg as kcr
 
@@ -222,6 +223,7 @@ def member(tune: Any, breed: Breed) -> Any:
             # With the state of the optimizer. The rates are set in a step.
             self.model.load_weights(f"{checkpoint}/state.weights.h5")
 
-    on_cpu = "cpu" in str(keras.ops.ones(()).device).lower()
     trainable = tune.with_parameters(Member, breed=breed)
-    return tune.with_resources(trainable, dict(cpu=1, gpu=0 if on_cpu else 1))
+    return tune.with_resources(
+        trainable, dict(cpu=1, gpu=0 if device() == "cpu" else 1)
+    )

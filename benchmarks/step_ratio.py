@@ -13,6 +13,7 @@ times the plain network. `--smoke` is tiny, and the numbers say nothing.
 from __future__ import annotations
 
 import argparse
+import functools
 import statistics
 import time
 from collections.abc import Callable
@@ -20,138 +21,129 @@ from typing import Any
 
 import keras
 import numpy as np
+from defaults import dense
+from defaults import normalized
+from gpu_cases import noise_of
+from gpu_networks import convolution
 
 import keras_crossreg as kcr
 
 BATCH_SIZE = 128
+STEPS = 24
 CLASSES = 10
-Layer = Callable[[Any], Any]
 
 
-def dense(noise: Callable[[], Layer], width: int) -> tuple[Any, Any]:
-    """Three layers, with noise behind each normalization."""
-    inputs = x = keras.Input((width,))
-    for _ in range(3):
-        x = keras.layers.Dense(width, use_bias=False)(x)
-        x = keras.layers.BatchNormalization(center=False, scale=False)(x)
-        x = keras.layers.ReLU()(noise()(x))
-    return inputs, keras.layers.Dense(CLASSES, activation="softmax")(x)
+def convolutions(filters: list[int]) -> Any:
+    def body(x: Any, noise: Any) -> Any:
+        for count in filters:
+            x = normalized(convolution(count)(x), noise)
+            x = keras.layers.MaxPooling2D(padding="same")(x)
+        return keras.layers.GlobalAveragePooling2D()(x)
+
+    return body
 
 
-def cnn(noise: Callable[[], Layer], width: int) -> tuple[Any, Any]:
-    """Three convolutions, with noise behind each normalization."""
-    inputs = x = keras.Input((width // 16, width // 16, 3))
-    for filters in (width // 16, width // 8, width // 4):
-        x = keras.layers.Conv2D(filters, 3, padding="same", use_bias=False)(x)
-        x = keras.layers.BatchNormalization(center=False, scale=False)(x)
-        x = keras.layers.ReLU()(noise()(x))
-        x = keras.layers.MaxPooling2D(padding="same")(x)
-    x = keras.layers.GlobalAveragePooling2D()(x)
-    return inputs, keras.layers.Dense(CLASSES, activation="softmax")(x)
+def network(name: str, width: int) -> tuple[tuple[int, ...], Any]:
+    """The shape of an example, and three layers with noise behind each."""
+    if name == "dense":
+        return (width,), dense([width] * 3)
+    thin = width // 16
+    return (thin, thin, 3), convolutions([thin, 2 * thin, 4 * thin])
 
 
-def of_keras() -> Layer:
-    return keras.layers.GaussianNoise(0.3)
-
-
-def nothing() -> Layer:
-    return lambda x: x
-
-
-NETWORKS = {"dense": dense, "cnn": cnn}
+# Of the two sets, or of the regularization set alone.
 LEARNING: dict[str, dict[str, Any]] = {
     "learning, r = 24": dict(reg_freq=24),
     "learning, r = 12": dict(reg_freq=12),
     "learning, direct, r = 12": dict(reg_freq=12, hypergradient="direct"),
 }
+# A kind of `gpu_cases`, and what else goes into `compile`.
+KINDS = {
+    "no noise": ("none", None),
+    "GaussianNoise": ("keras", None),
+    "frozen": ("frozen", None),
+    **{name: ("learning", given) for name, given in LEARNING.items()},
+}
 
 
-def models(network: str, width: int) -> dict[str, Any]:
-    """What is compared, compiled, by name."""
-    build = NETWORKS[network]
-    found = {
-        "no noise": keras.Model(*build(nothing, width)),
-        "GaussianNoise": keras.Model(*build(of_keras, width)),
-        "frozen": keras.Model(*build(kcr.layers.GaussianNoiseScale, width)),
-    }
-    for name in LEARNING:
-        found[name] = kcr.CrossRegModel(
-            *build(kcr.layers.GaussianNoiseScale, width)
+def models(name: str, width: int) -> dict[str, Any]:
+    """What is compared, compiled, by kind."""
+    shape, body = network(name, width)
+    found = {}
+    for kind, (noise, given) in KINDS.items():
+        inputs = keras.Input(shape)
+        outputs = keras.layers.Dense(CLASSES, activation="softmax")(
+            body(inputs, noise_of(noise))
         )
-    for name, model in found.items():
-        arguments = LEARNING.get(name)
-        if arguments is not None:
-            arguments = {**arguments, "reg_warmup": 0}
-        model.compile(
+        learns = given is not None
+        cls = kcr.CrossRegModel if learns else keras.Model
+        found[kind] = cls(inputs, outputs)
+        found[kind].compile(
             optimizer="adam",
             loss="sparse_categorical_crossentropy",
-            **(arguments or {}),
+            **({**given, "reg_warmup": 0} if learns else {}),
         )
     return found
 
 
 class Clock(keras.callbacks.Callback):  # type: ignore[misc, unused-ignore]
-    """Milliseconds of a training step, without the first epoch."""
+    """When the first epoch was over."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.start, self.steps = 0.0, 0
+    start = 0.0
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         if epoch == 0:
             self.start = time.perf_counter()
 
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        self.steps += 1
 
-    def ms(self, steps_of_an_epoch: int) -> float:
-        passed = time.perf_counter() - self.start
-        return 1e3 * passed / (self.steps - steps_of_an_epoch)
-
-
-def measure(network: str, width: int, rounds: int, epochs: int) -> Any:
-    """Of each kind: seconds of the first fit, and milliseconds a step."""
+def measure(name: str, width: int, rounds: int, epochs: int) -> Any:
+    """Of each kind: seconds of the first fit, and of steps; of predictions."""
     rng = np.random.default_rng(0)
-    steps = 24
-    rows = steps * BATCH_SIZE
-    shape = NETWORKS[network](nothing, width)[0].shape[1:]
-    x = rng.normal(size=(rows, *shape)).astype("float32")
-    y = rng.integers(0, CLASSES, rows)
-    reg = rng.normal(size=(512, *shape)).astype("float32")
-    reg_data = reg, rng.integers(0, CLASSES, 512)
-    kinds = models(network, width)
-    first: dict[str, float] = {}
-    found: dict[str, list[float]] = {name: [] for name in kinds}
-    predict: list[float] = []
+    shape, _ = network(name, width)
 
-    def fit(name: str, epochs: int) -> Clock:
+    def data(rows: int) -> tuple[Any, Any]:
+        x = rng.standard_normal((rows, *shape), "float32")
+        return x, rng.integers(0, CLASSES, rows)
+
+    (x, y), reg_data = data(STEPS * BATCH_SIZE), data(512)
+    kinds = models(name, width)
+
+    def fit(kind: str, epochs: int) -> float:
+        """Seconds of all epochs but the first."""
         clock = Clock()
-        kinds[name].fit(
+        kinds[kind].fit(
             x,
             y,
             batch_size=BATCH_SIZE,
             epochs=epochs,
             verbose=0,
             callbacks=[clock],
-            **({"reg_data": reg_data} if name in LEARNING else {}),
+            **({"reg_data": reg_data} if kind in LEARNING else {}),
         )
-        return clock
+        return time.perf_counter() - clock.start
 
-    for name in kinds:
+    def seconds(function: Callable[[], Any]) -> float:
         start = time.perf_counter()
-        fit(name, 1)
-        first[name] = time.perf_counter() - start
+        function()
+        return time.perf_counter() - start
+
+    def predict(kind: str) -> float:
+        model = kinds[kind]
+        return seconds(
+            lambda: model.predict(x, batch_size=BATCH_SIZE, verbose=0)
+        )
+
+    first = {kind: seconds(functools.partial(fit, kind, 1)) for kind in kinds}
+    found: dict[str, list[float]] = {kind: [] for kind in kinds}
     for _ in range(rounds):
-        for name in kinds:
-            found[name].append(fit(name, 1 + epochs).ms(steps))
-    for _ in range(1 + rounds):
-        passed = []
-        for name in ("no noise", "learning, r = 24"):
-            start = time.perf_counter()
-            kinds[name].predict(x, batch_size=BATCH_SIZE, verbose=0)
-            passed.append(time.perf_counter() - start)
-        predict.append(passed[1] / passed[0] / 16)
-    return first, found, predict[1:]
+        for kind in kinds:
+            found[kind].append(fit(kind, 1 + epochs))
+    many, plain = "learning, r = 24", "no noise"
+    # The first of each compiles.
+    predictions = [
+        predict(many) / predict(plain) / 16 for _ in range(1 + rounds)
+    ]
+    return first, found, predictions[1:]
 
 
 def spread(values: list[float]) -> str:
@@ -164,7 +156,8 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--networks", nargs="+", default=list(NETWORKS))
+    names = ["dense", "cnn"]
+    parser.add_argument("--networks", nargs="+", choices=names, default=names)
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=10)
@@ -176,17 +169,18 @@ def main() -> None:
     print(f"Keras {keras.__version__} on {keras.backend.backend()}\n")
     print("| network | kind | a step / `GaussianNoise` | first fit, the same |")
     print("| --- | --- | --- | --- |")
-    for network in arguments.networks:
-        first, found, predict = measure(
-            network, arguments.width, arguments.rounds, arguments.epochs
+    for name in arguments.networks:
+        first, found, predictions = measure(
+            name, arguments.width, arguments.rounds, arguments.epochs
         )
-        for name, ms in found.items():
+        for kind, times in found.items():
             ratios = [
-                a / b for a, b in zip(ms, found["GaussianNoise"], strict=True)
+                a / b
+                for a, b in zip(times, found["GaussianNoise"], strict=True)
             ]
-            start = first[name] / first["GaussianNoise"]
-            print(f"| {network} | {name} | {spread(ratios)} | {start:.2f} |")
-        print(f"| {network} | `predict`, K = 16 | {spread(predict)} | |")
+            start = first[kind] / first["GaussianNoise"]
+            print(f"| {name} | {kind} | {spread(ratios)} | {start:.2f} |")
+        print(f"| {name} | `predict`, K = 16 | {spread(predictions)} | |")
 
 
 if __name__ == "__main__":

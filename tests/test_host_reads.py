@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 from backend.host_reads import counted_reads
+from helpers import slow_but
 
 import keras_crossreg as kcr
 
@@ -54,13 +55,7 @@ def network(layer):
 @pytest.mark.parametrize("steps_per_execution", [1, 8])
 @pytest.mark.parametrize(
     "hypergradient",
-    [
-        None,
-        *(
-            pytest.param(n, marks=pytest.mark.slow)
-            for n in ("direct", "one_step")
-        ),
-    ],
+    slow_but([None], [None, "direct", "one_step"]),
 )
 def test_steps_read_no_more_than_those_of_keras(
     hypergradient, steps_per_execution
