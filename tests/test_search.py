@@ -31,11 +31,6 @@ def search(monkeypatch):
         return data
 
     monkeypatch.setitem(script.DATA, "digits", few)
-    # It is set before TensorFlow starts, or not at all.
-    threading = script.tf.config.threading
-    monkeypatch.setattr(
-        threading, "set_intra_op_parallelism_threads", lambda threads: None
-    )
     return script
 
 

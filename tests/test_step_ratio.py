@@ -14,7 +14,9 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 @pytest.mark.filterwarnings("ignore:Rho took")
 def test_a_small_run(capsys, monkeypatch):
-    script = str(ROOT / "benchmarks" / "step_ratio.py")
+    folder = ROOT / "benchmarks"
+    monkeypatch.syspath_prepend(folder)
+    script = str(folder / "step_ratio.py")
     monkeypatch.setattr(sys, "argv", [script, "--smoke"])
     runpy.run_path(script, run_name="__main__")
     first, _, *table = capsys.readouterr().out.splitlines()
