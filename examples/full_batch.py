@@ -15,20 +15,6 @@ import keras_crossreg as kcr
 Rows = tuple[np.ndarray, np.ndarray]
 
 
-class Repeated(keras.utils.PyDataset):
-    """The whole set as a batch, so often."""
-
-    def __init__(self, data: Rows, times: int) -> None:
-        super().__init__()
-        self.data, self.times = data, times
-
-    def __len__(self) -> int:
-        return self.times
-
-    def __getitem__(self, index: int) -> Rows:
-        return self.data
-
-
 def error(data: Rows, weights: np.ndarray) -> float:
     x, y = data
     return float(np.mean((x @ weights - y) ** 2))
@@ -64,7 +50,8 @@ def learn(
         # curvature.
         warnings.filterwarnings("ignore", "The curvature of the training loss")
         model.fit(
-            Repeated(train, steps),
+            *(np.concatenate(steps * [part]) for part in train),
+            batch_size=len(train[0]),
             shuffle=False,
             reg_data=reg,
             reg_batch_size=len(reg[0]),
