@@ -17,6 +17,8 @@ WORDS = np.array("good bad dull fine film plot actor scene".split())
 
 
 def random_sentences():
+    # Words become numbers by Keras's `TextVectorization`, which needs it.
+    pytest.importorskip("tensorflow")
     rng = np.random.default_rng(0)
     rows = [" ".join(rng.choice(WORDS, 12)) for _ in range(500)]
     return np.array(rows), np.arange(500, dtype="int32") % 2

@@ -150,7 +150,9 @@ class ExpectedCalibrationError(keras.metrics.Metric):
             side="right",
         )
         cell = ops.reshape(cell, ops.shape(confidence))
-        cell = ops.reshape(cell + cells * ops.arange(classes), (-1,))
+        cell = ops.reshape(
+            cell + cells * ops.arange(classes, dtype="int32"), (-1,)
+        )
 
         def sum_by_cell(values: Any) -> Any:
             sums = ops.segment_sum(
@@ -184,7 +186,7 @@ class ExpectedCalibrationError(keras.metrics.Metric):
         place = ops.divide_no_nan(self.num_bins * rank, total - one)
         place = ops.clip(ops.floor(place), 0, self.num_bins - 1)
         place = ops.cast(place, "int32")
-        place += self.num_bins * ops.arange(classes)[:, None]
+        place += self.num_bins * ops.arange(classes, dtype="int32")[:, None]
         merged = ops.segment_sum(
             ops.reshape(self.gap, (-1,)),
             ops.reshape(place, (-1,)),
