@@ -17,7 +17,7 @@ if _BACKEND == "tensorflow":
     from keras_crossreg.primitives.tensorflow import evaluated_after
     from keras_crossreg.primitives.tensorflow import gradient
     from keras_crossreg.primitives.tensorflow import gradient_in_passes
-    from keras_crossreg.primitives.tensorflow import in_passes
+    from keras_crossreg.primitives.tensorflow import in_turn
     from keras_crossreg.primitives.tensorflow import maximum
     from keras_crossreg.primitives.tensorflow import minimum
     from keras_crossreg.primitives.tensorflow import normal
@@ -40,7 +40,7 @@ elif _BACKEND == "jax":
     from keras_crossreg.primitives.jax import evaluated_after
     from keras_crossreg.primitives.jax import gradient
     from keras_crossreg.primitives.jax import gradient_in_passes
-    from keras_crossreg.primitives.jax import in_passes
+    from keras_crossreg.primitives.jax import in_turn
     from keras_crossreg.primitives.jax import maximum
     from keras_crossreg.primitives.jax import minimum
     from keras_crossreg.primitives.jax import normal
@@ -62,7 +62,7 @@ elif _BACKEND == "torch":
     from keras_crossreg.primitives.torch import evaluated_after
     from keras_crossreg.primitives.torch import gradient
     from keras_crossreg.primitives.torch import gradient_in_passes
-    from keras_crossreg.primitives.torch import in_passes
+    from keras_crossreg.primitives.torch import in_turn
     from keras_crossreg.primitives.torch import maximum
     from keras_crossreg.primitives.torch import minimum
     from keras_crossreg.primitives.torch import normal
@@ -88,7 +88,7 @@ __all__ = [
     "evaluated_after",
     "gradient",
     "gradient_in_passes",
-    "in_passes",
+    "in_turn",
     "maximum",
     "minimum",
     "normal",

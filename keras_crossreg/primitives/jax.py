@@ -20,9 +20,10 @@ from jax.interpreters import partial_eval
 from keras import tree
 
 from keras_crossreg._keras import NestedScope
-from keras_crossreg._keras import get_keras_mask
 from keras_crossreg._keras import optimized_variables
-from keras_crossreg._keras import set_keras_mask
+from keras_crossreg.primitives.masked_leaves import flatten
+from keras_crossreg.primitives.masked_leaves import unflatten
+from keras_crossreg.primitives.masked_leaves import with_gaps
 from keras_crossreg.primitives.sums import add_gradients
 
 Tensors = list[Any]
@@ -58,7 +59,7 @@ def finding_unreached() -> Iterator[None]:
 
 
 def evaluated_after(results: Any) -> contextlib.AbstractContextManager[Any]:
-    """Nothing, on JAX: passes in a row are one loop, `in_passes`."""
+    """Nothing, on JAX: passes in a row are one loop, `in_turn`."""
     return contextlib.nullcontext()
 
 
@@ -77,32 +78,43 @@ def minimum(a: Any, b: Any) -> Any:
     return jax.core.min_dim(a, b)
 
 
-def in_passes(function: Callable[[], Any], num_passes: int) -> list[Any]:
-    """`function()` so often, one after the other, as a list.
+def in_turn(function: Callable[[Any], Any], inputs: list[Any]) -> list[Any]:
+    """`function(x)` for each of the inputs, one after the other, as a list.
 
-    A loop: XLA runs passes that are written out side by side, all in memory.
+    A loop, for structures alike: XLA compiles what is written out side by side
+    as often as it is there, and has all of it in memory.
     """
     is_traced = isinstance(jax.numpy.zeros(()), jax.core.Tracer)
-    if num_passes == 1 or not is_traced:
+    flat, structures = zip(*map(flatten, inputs), strict=True)
+    kinds = [[(x.shape, x.dtype) for x in leaves] for leaves in flat]
+    are_alike = all(
+        kind == kinds[0] and structure == structures[0]
+        for kind, structure in zip(kinds, structures, strict=True)
+    )
+    if len(inputs) == 1 or not (is_traced and are_alike):
         # Eagerly, each is over before the next one begins.
-        return [function() for _ in range(num_passes)]
-    variables = _updated_by(function)
+        return [function(x) for x in inputs]
+    variables = _updated_by(lambda: function(inputs[0]))
     structure: Any = None
 
-    def body(values: Tensors, _: Any) -> Any:
+    def body(values: Tensors, leaves: Tensors) -> Any:
         nonlocal structure
         pairs = list(zip(variables, values, strict=True))
         with NestedScope(pairs, collect_losses=True) as scope:
-            leaves, structure = _flatten(function())
-        return [scope.get_current_value(v) for v in variables], leaves
+            result = function(unflatten(leaves, structures[0]))
+            found, structure = flatten(result)
+        return [scope.get_current_value(v) for v in variables], found
 
     ends, stacked = jax.lax.scan(
-        body, [v.value for v in variables], None, length=num_passes
+        body,
+        [v.value for v in variables],
+        [jax.numpy.stack(leaves) for leaves in zip(*flat, strict=True)],
+        length=len(inputs),
     )
     _assign(variables, ends)
     return [
-        _unflatten([x[k] for x in stacked], structure)
-        for k in range(num_passes)
+        unflatten([x[k] for x in stacked], structure)
+        for k in range(len(inputs))
     ]
 
 
@@ -220,7 +232,7 @@ def value_and_gradients(
         zeros, or `None` within `finding_unreached()`, and for integers.
     """
     unique = _unique(variables)
-    leaves, masked = _flatten(tensors)
+    leaves, masked = flatten(tensors)
     places = [i for i, x in enumerate(leaves) if _is_float(x)]
     updated: list[keras.Variable] = []
     structure: Any = None
@@ -232,8 +244,8 @@ def value_and_gradients(
         for place, value in zip(places, floats, strict=True):
             taken[place] = value
         with NestedScope(pairs, collect_losses=True) as scope:
-            scalar, result = function(_unflatten(taken, masked))
-            flat, structure = _flatten(result)
+            scalar, result = function(unflatten(taken, masked))
+            flat, structure = flatten(result)
             updated = scope.updated
             news = [scope.get_current_value(v) for v in updated]
         return scalar, (flat, news)
@@ -258,10 +270,10 @@ def value_and_gradients(
     for place, g in zip(places, of_floats, strict=True):
         of_leaves[place] = g
     return (
-        _unflatten(flat, structure),
+        unflatten(flat, structure),
         [of_variables[id(v)] for v in variables],
         tree.pack_sequence_as(
-            tensors, _with_gaps(of_leaves, tree.flatten(tensors))
+            tensors, with_gaps(of_leaves, tree.flatten(tensors))
         ),
     )
 
@@ -370,38 +382,7 @@ def second_order(
     return lambda vectors: pull(vectors)[0], lambda vectors: pull(vectors)[1]
 
 
-# ---- Structures, masks and assignments ---------------------------------------
-
-
-def _flatten(structure: Any) -> tuple[Tensors, Any]:
-    """Arrays alone, and what it takes to make the structure of them."""
-    flat = tree.flatten(structure)
-    arrays = [x for x in flat if x is not None]
-    masks = [get_keras_mask(x) for x in arrays]
-    present = [m for m in masks if m is not None]
-    shape = (
-        tree.map_structure(lambda x: None if x is None else 0, structure),
-        [x is not None for x in flat],
-        [m is not None for m in masks],
-    )
-    return [*arrays, *present], shape
-
-
-def _unflatten(leaves: Tensors, structure: Any) -> Any:
-    like, is_there, has_mask = structure
-    rest = iter(leaves)
-    flat = [next(rest) if there else None for there in is_there]
-    arrays = [x for x in flat if x is not None]
-    for array, masked in zip(arrays, has_mask, strict=True):
-        if masked:
-            set_keras_mask(array, next(rest))
-    return tree.pack_sequence_as(like, flat)
-
-
-def _with_gaps(gradients: Tensors, flat: list[Any]) -> list[Any]:
-    """`None` where the structure has one; what is of masks comes last."""
-    rest = iter(gradients)
-    return [None if x is None else next(rest) for x in flat]
+# ---- Assignments -------------------------------------------------------------
 
 
 def _updated_by(function: Callable[[], Any]) -> list[keras.Variable]:

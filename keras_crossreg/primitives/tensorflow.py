@@ -27,18 +27,19 @@ def evaluated_after(results: Any) -> contextlib.AbstractContextManager[Any]:
 
     Noise too, which depends on no input.
     """
+    parts = tf.nest.flatten(results, expand_composites=True)
     scope: contextlib.AbstractContextManager[Any] = tf.control_dependencies(
-        [x for x in tree.flatten(results) if x is not None]
+        [x for x in parts if x is not None]
     )
     return scope
 
 
-def in_passes(function: Callable[[], Any], num_passes: int) -> list[Any]:
-    """`function()` so often, one after the other, as a list."""
+def in_turn(function: Callable[[Any], Any], inputs: list[Any]) -> list[Any]:
+    """`function(x)` for each of the inputs, one after the other, as a list."""
     parts: list[Any] = []
-    for _ in range(num_passes):
+    for x in inputs:
         with evaluated_after(parts[-1:]):
-            parts.append(function())
+            parts.append(function(x))
     return parts
 
 

@@ -38,9 +38,9 @@ def evaluated_after(results: Any) -> contextlib.AbstractContextManager[Any]:
     return contextlib.nullcontext()
 
 
-def in_passes(function: Callable[[], Any], num_passes: int) -> list[Any]:
-    """`function()` so often, one after the other, as a list."""
-    return [function() for _ in range(num_passes)]
+def in_turn(function: Callable[[Any], Any], inputs: list[Any]) -> list[Any]:
+    """`function(x)` for each of the inputs, one after the other, as a list."""
+    return [function(x) for x in inputs]
 
 
 def maximum(a: Any, b: Any) -> Any:

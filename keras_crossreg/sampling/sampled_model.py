@@ -23,7 +23,7 @@ from keras_crossreg.checks import check_integer
 from keras_crossreg.compile_options import CompileOptions
 from keras_crossreg.primitives import SAMPLES_PER_PASS
 from keras_crossreg.primitives import evaluated_after
-from keras_crossreg.primitives import in_passes
+from keras_crossreg.primitives import in_turn
 from keras_crossreg.random import has_source
 from keras_crossreg.random import sampling_pass
 from keras_crossreg.sampling import averaging
@@ -185,7 +185,7 @@ class SampledModel(ProbedModel):
             # A loop is traced once: passes would have one draw in common.
             parts = [sample() for _ in range(passes)]
         else:
-            parts = in_passes(sample, passes)
+            parts = in_turn(lambda _: sample(), [None] * passes)
         _set_mean_of_losses(self, [losses for _, losses in parts])
         return [samples for samples, _ in parts]
 

@@ -74,7 +74,15 @@ class RegularizationLoss(RhoModel):
         crossing = self._learning_level_sets()
         # The gradient is by rho alone, and by theta where they shall answer.
         watched = [*rho, *theta, *(s.weight for s in crossing)]
-        (loss, y_pred), found = self._gradients_of_average(data, watched)
+        noisy = self._rho_with_gap(rho) if train_data is not None else []
+        batches = [data]
+        if noisy:
+            batches.append(self._rows_to_compare(train_data, data))
+        ((loss, y_pred), found), *compared = primitives.in_turn(
+            lambda batch: self._gradients_of_average(batch, watched), batches
+        )
+        if compared:
+            found = self._with_gap(noisy, watched, found, compared[0][1])
         gradients = found[: len(rho)]
         answers = found[len(rho) : len(rho) + len(theta)]
         across = found[len(rho) + len(theta) :]
@@ -107,8 +115,6 @@ class RegularizationLoss(RhoModel):
                 g if g is None else g + a
                 for g, a in zip(gradients, added, strict=True)
             ]
-        elif self._options.gap is not None and train_data is not None:
-            gradients = self._with_gap(rho, gradients, data, train_data)
         return loss, y_pred, gradients, is_positive
 
     def _gradients_of_average(
@@ -152,19 +158,10 @@ class RegularizationLoss(RhoModel):
         }
         return [v for v in rho if id(v) in noise]
 
-    def _with_gap(
-        self,
-        rho: list[keras.Variable],
-        gradients: list[Any],
-        data: Any,
-        train_data: Any,
-    ) -> list[Any]:
-        """`g_train + c (g_reg - g_train)` for the rho of stochastic layers."""
+    def _rows_to_compare(self, train_data: Any, data: Any) -> Any:
+        """As many training examples, in the form of a regularization batch."""
         gap = self._options.gap
         assert gap is not None
-        noisy = self._rho_with_gap(rho)
-        if not noisy:
-            return gradients
         size = gap.batch_size or reg_data.batch_rows(data)
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(
             reg_data.first_examples(train_data, size)
@@ -172,16 +169,24 @@ class RegularizationLoss(RhoModel):
         if keras.utils.unpack_x_y_sample_weight(data)[2] is None:
             # The two losses are compared, and weigh alike.
             sample_weight = None
-        _, found = self._gradients_of_average((x, y, sample_weight), noisy)
-        of_training = {
-            id(v): g for v, g in zip(noisy, found, strict=True) if g is not None
-        }
-        c = gap.factor
+        return x, y, sample_weight
+
+    def _with_gap(
+        self,
+        noisy: list[keras.Variable],
+        watched: list[keras.Variable],
+        g_reg: list[Any],
+        g_train: list[Any],
+    ) -> list[Any]:
+        """`g_train + c (g_reg - g_train)` for the rho of stochastic layers."""
+        gap = self._options.gap
+        assert gap is not None
+        answering = {id(v) for v in noisy}
         return [
-            of_training[id(v)] + c * (g - of_training[id(v)])
-            if g is not None and id(v) in of_training
+            t + gap.factor * (g - t)
+            if id(v) in answering and g is not None and t is not None
             else g
-            for v, g in zip(rho, gradients, strict=True)
+            for v, g, t in zip(watched, g_reg, g_train, strict=True)
         ]
 
     def _samples_for_passes(self, x: Any, num_samples: int) -> list[Any]:
