@@ -19,6 +19,7 @@ from helpers import make_data
 from helpers import make_model
 from helpers import recording_model
 
+from keras_crossreg.trainers.array_stream import ArrayStream
 from keras_crossreg.trainers.reg_stream import RegularizationStream
 
 # The sets here are of numbers from 0, told apart by their value.
@@ -225,3 +226,22 @@ def test_a_stream_ends_with_fit(form, monkeypatch):
         assert [stream() for stream in closed] == [None]
     finally:
         gc.enable()
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() == "tensorflow", reason="`tf.data` reads ahead"
+)
+def test_batches_of_arrays_are_sent_to_the_device_one_ahead():
+    sent = []
+
+    class Sending(ArrayStream):
+        def _on_device(self, batch):
+            sent.append(batch)
+            return batch
+
+    stream = Sending(numbers(10), 5, 0)
+    stream.seek(2)
+    sent.clear()
+    for number in range(1, 4):
+        assert next(stream) is sent[number - 1]
+        assert len(sent) == number + 1

@@ -91,7 +91,9 @@ def in_turn(function: Callable[[Any], Any], inputs: list[Any]) -> list[Any]:
         kind == kinds[0] and structure == structures[0]
         for kind, structure in zip(kinds, structures, strict=True)
     )
-    if len(inputs) == 1 or not (is_traced and are_alike):
+    # Sparse ones are none.
+    are_arrays = all(isinstance(x, jax.Array) for x in tree.flatten(flat))
+    if len(inputs) == 1 or not (is_traced and are_alike and are_arrays):
         # Eagerly, each is over before the next one begins.
         return [function(x) for x in inputs]
     variables = _updated_by(lambda: function(inputs[0]))

@@ -28,6 +28,21 @@ class ArrayStream(RegularizationStream):
     def _shuffled(
         self, arrays: RegularizationArrays, position: int
     ) -> Generator[Any, None, None]:
+        # On its way to the device while the one before it is used.
+        ahead: Any = None
+        for batch in self._taken(arrays, position):
+            batch = self._on_device(batch)
+            if ahead is not None:
+                yield ahead
+            ahead = batch
+
+    def _on_device(self, batch: Any) -> Any:
+        """A batch on its way to the device; of a backend."""
+        return batch
+
+    def _taken(
+        self, arrays: RegularizationArrays, position: int
+    ) -> Generator[Any, None, None]:
         if not arrays.size:
             return
         number, skipped = divmod(position * self.batch_size, arrays.size)

@@ -13,9 +13,9 @@ from keras_crossreg.backend.jax.compiled_step import CompiledStep
 from keras_crossreg.backend.jax.predictions import JaxSampler
 from keras_crossreg.backend.jax.predictions import WholePredictions
 from keras_crossreg.backend.jax.state import HeldState
+from keras_crossreg.backend.jax.stream import JaxStream
 from keras_crossreg.primitives.jax import finding_unreached
 from keras_crossreg.sampling.sampled_model import Sampler
-from keras_crossreg.trainers.array_stream import ArrayStream
 from keras_crossreg.trainers.reg_stream import RegularizationStream
 from keras_crossreg.trainers.trainer import CrossRegTrainer
 
@@ -109,7 +109,7 @@ class JaxTrainer(WholePredictions, CrossRegTrainer):
     def _make_stream(
         self, reg_data: Any, batch_size: int | None, position: int
     ) -> RegularizationStream:
-        return ArrayStream(reg_data, batch_size, position)
+        return JaxStream(reg_data, batch_size, position)
 
     def _whole_batch(self, size: int) -> int:
         devices = _keras.devices_of_batches()

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import keras
 import numpy as np
 import torch
+from keras import ops
 from keras import tree
 from torch.utils import data as torch_data
 
 from keras_crossreg._keras import take_rows
+from keras_crossreg._keras import torch_device
 from keras_crossreg.trainers.array_stream import Arrays
 from keras_crossreg.trainers.array_stream import ArrayStream
 from keras_crossreg.trainers.reg_stream import RegularizationArrays
@@ -20,6 +23,25 @@ class TorchStream(ArrayStream):
 
     def _make_arrays(self, structure: Any) -> RegularizationArrays:
         return _TorchArrays(structure)
+
+    def _on_device(self, batch: Any) -> Any:
+        device = torch.device(torch_device())
+        if device.type == "cpu":
+            return batch
+        return tree.map_structure(
+            lambda x: None if x is None else _sent(x, device), batch
+        )
+
+
+def _sent(array: Any, device: torch.device) -> torch.Tensor:
+    """On its way to a device, without a wait for what is running there."""
+    if not torch.is_tensor(array):
+        with keras.device("cpu"):
+            array = ops.convert_to_tensor(array)
+    if array.device.type == "cpu" and device.type == "cuda":
+        # A copy from other memory than this kind would wait.
+        array = array.pin_memory()
+    return array.to(device, non_blocking=True)
 
 
 class _TorchArrays(Arrays):
