@@ -6,6 +6,7 @@ import pathlib
 import re
 import sys
 
+import keras
 import numpy as np
 import pytest
 
@@ -268,6 +269,14 @@ def test_regularization_set_takes_its_part(run):
 
 @ignore_warnings
 def test_ablation_takes_parts_away(run):
+    (one_sample,) = run("ablation", "K = 1")
+    assert len(one_sample["rho"]) == 3
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="steps of their own"
+)
+def test_ablation_has_models_with_steps_of_their_own(run):
     deterministic, joint = run("ablation", "deterministic validation", "joint")
     # No gradient, no learning.
     assert deterministic["rho"] == pytest.approx([0.3] * 3, rel=1e-5)

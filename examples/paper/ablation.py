@@ -12,6 +12,9 @@ One row changes one thing of the defaults, K = 16 and r = 12:
 - joint: theta and rho follow one loss, of a training batch with one sample of
   the noise, in one step. Nothing is held out.
 
+The deterministic and the joint row have steps of their own, by TensorFlow, and
+are not there on other backends.
+
     python examples/paper/ablation.py --scale smoke     # seconds
     python examples/paper/ablation.py                   # 20 minutes
 """
@@ -23,7 +26,6 @@ from functools import partial
 from typing import Any
 
 import keras
-import tensorflow as tf
 from common import THIN
 from common import Columns
 from common import Experiment
@@ -36,43 +38,7 @@ from common import quick
 from common import some
 
 DEFAULTS = "cross-regularized, K = 16, r = 12"
-
-
-@keras.saving.register_keras_serializable(package="ablation")
-class Deterministic(kcr.CrossRegModel):
-    """Its regularization pass draws no noise."""
-
-    def rho_step(self, data: Any, train_data: Any = None) -> Row:
-        x, y = data
-        rho = [v.value for v in self.rho_variables]
-        with tf.GradientTape() as tape:
-            loss = self.compute_loss(x, y, self(x, training=False))
-        gradients = tape.gradient(loss, rho, unconnected_gradients="zero")
-        self.rho_optimizer.apply(gradients, self.rho_variables)
-        # Nothing for the logs.
-        return {}
-
-
-@keras.saving.register_keras_serializable(package="ablation")
-class Joint(kcr.CrossRegModel):
-    """Moves theta and rho by the loss of the training batch."""
-
-    def train_step(self, data: Any) -> Row:
-        x, y = data
-        theta, rho = self.theta_variables, self.rho_variables
-        variables = [v.value for v in theta], [v.value for v in rho]
-        with tf.GradientTape() as tape:
-            tape.watch(variables)
-            # Rho get a gradient in sampling passes alone.
-            y_pred = self(x, training=True, sampling=True)
-            loss = self.compute_loss(x, y, y_pred)
-        of_theta, of_rho = tape.gradient(loss, variables)
-        self.optimizer.apply(of_theta, theta)
-        self.rho_optimizer.apply(of_rho, rho)
-        for metric in self.metrics:
-            is_loss = metric.name == "loss"
-            metric.update_state(*((loss,) if is_loss else (y, y_pred)))
-        return self.get_metrics_result()
+OWN_STEPS = keras.backend.backend() == "tensorflow"
 
 
 def row(experiment: Experiment, model: kcr.CrossRegModel) -> Row:
@@ -96,6 +62,8 @@ def with_settings(**settings: Any) -> Callable[[Experiment], Row]:
 
 
 def deterministic(experiment: Experiment) -> Row:
+    from ablation_steps import Deterministic
+
     model = experiment.build(noise, kind=Deterministic)
     return row(experiment, experiment.cross_regularize(model))
 
@@ -110,6 +78,8 @@ def both_sets(experiment: Experiment) -> Row:
 
 
 def joint(experiment: Experiment) -> Row:
+    from ablation_steps import Joint
+
     model = experiment.build(noise, kind=Joint)
     # Not in steps of their own.
     model.freeze_rho()
@@ -124,10 +94,10 @@ RUNS = {
         for k in (1, 2, 4, 8, 32)
     },
     **{f"r = {r}": with_settings(reg_freq=r) for r in (1, 4, 36, 100)},
-    "deterministic validation": deterministic,
+    **({"deterministic validation": deterministic} if OWN_STEPS else {}),
     "rho on both sets": both_sets,
     "one step": with_settings(hypergradient="one_step"),
-    "joint": joint,
+    **({"joint": joint} if OWN_STEPS else {}),
 }
 SIGMAS: Columns = {
     "least": ("least sigma", 2, 1),
