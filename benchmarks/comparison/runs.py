@@ -47,13 +47,16 @@ def gaussian_noise(stddev: float) -> Regularizer:
     return Regularizer(noise=lambda _: keras.layers.GaussianNoise(stddev))
 
 
+def learned_noise(normalized: bool) -> keras.layers.Layer:
+    return kcr.layers.GaussianNoiseScale(relative=not normalized)
+
+
 OURS = {
-    "noise": Regularizer(
-        noise=lambda normalized: kcr.layers.GaussianNoiseScale(
-            relative=not normalized
-        )
-    ),
+    "noise": Regularizer(noise=learned_noise),
     "dropout": Regularizer(dropout=kcr.layers.LearnedDropout),
+    "both": Regularizer(
+        noise=learned_noise, dropout=lambda: kcr.layers.LearnedDropout(0.25)
+    ),
 }
 
 

@@ -6,6 +6,8 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+from keras import ops
+
 from keras_crossreg import _keras
 from keras_crossreg.checks import check_integer
 from keras_crossreg.trainers import batch_statistics
@@ -262,6 +264,10 @@ class CrossRegTrainer(Preparation):
         if rho_steps:
             # This puts averages in place, where the optimizer keeps some.
             self.rho_optimizer.finalize_variable_values(self.rho_variables)
+            for variable in self.rho_variables:
+                # On JAX the average would be the same array, which a step of
+                # theta gives away.
+                variable.assign(ops.copy(variable.value))
             for level_set in self._learning_level_sets():
                 level_set.write()
             watch.report(history.history)
