@@ -119,6 +119,26 @@ def test_many_random_graphs(recipe, compiled):
     check_quietly({**recipe, "compiled": compiled == 0})
 
 
+@pytest.mark.parametrize("num_samples", [5, 9])
+def test_what_layers_add_is_of_the_samples_of_predictions(num_samples):
+    """In several passes of which the last would be of samples beyond K."""
+    check_quietly(
+        {
+            "input": "image",
+            "steps": [("active", 0)],
+            "noise": [0],
+            "second_input": False,
+            "second_output": False,
+            "loss": "mse",
+            "form": "functional",
+            "num_samples": num_samples,
+            "samples_per_pass": 2,
+            "policy": "float32",
+            "seed": 0,
+        }
+    )
+
+
 def test_a_recipe_has_noise():
     recipe = {
         "input": "tokens",

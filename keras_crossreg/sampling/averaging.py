@@ -44,6 +44,11 @@ def in_each_pass(num_samples: int, most: int) -> int:
     return -(-num_samples // passes)
 
 
+def in_each_equal_pass(num_samples: int, most: int) -> int:
+    """K shared out to passes of at most so many samples, none beyond K."""
+    return next(n for n in range(most, 0, -1) if num_samples % n == 0)
+
+
 def tile(structure: Any, num_samples: int) -> Any:
     """Repeats a batch K times: `(n, ...)` to `(K * n, ...)`, sample first.
 

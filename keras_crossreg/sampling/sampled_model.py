@@ -169,10 +169,22 @@ class SampledModel(ProbedModel):
     ) -> list[Any]:
         """K samples or a few more, in passes of the same number of them."""
         in_each = self._in_each_pass(num_samples, most)
+        if in_each == num_samples:
+            set_losses_by_layer(self, None)
+            return [self._sample(x, in_each)]
+        parts = self._passes(x, num_samples, in_each)
+        _, losses = parts[0]
+        if any(losses) and num_samples % in_each:
+            # What layers add for samples beyond K would count too.
+            in_each = averaging.in_each_equal_pass(num_samples, most)
+            parts = self._passes(x, num_samples, in_each)
+        _set_mean_of_losses(self, [losses for _, losses in parts])
+        return [samples for samples, _ in parts]
+
+    def _passes(self, x: Any, num_samples: int, in_each: int) -> list[Any]:
+        """Of each pass its samples, and what layers add to the loss."""
         passes = -(-num_samples // in_each)
         set_losses_by_layer(self, None)
-        if passes == 1:
-            return [self._sample(x, in_each)]
 
         def sample() -> tuple[Any, list[list[Any]]]:
             samples = self._sample(x, in_each)
@@ -181,13 +193,11 @@ class SampledModel(ProbedModel):
             set_losses_by_layer(self, None)
             return samples, losses
 
-        if has_source():
-            # A loop is traced once: passes would have one draw in common.
-            parts = [sample() for _ in range(passes)]
-        else:
-            parts = in_turn(lambda _: sample(), [None] * passes)
-        _set_mean_of_losses(self, [losses for _, losses in parts])
-        return [samples for samples, _ in parts]
+        with self._kept_seeds():
+            if has_source():
+                # A loop is traced once: passes would have one draw in common.
+                return [sample() for _ in range(passes)]
+            return in_turn(lambda _: sample(), [None] * passes)
 
     def _in_each_pass(self, num_samples: int, most: int) -> int:
         """K shared out to passes of at most so many, or of one each."""
