@@ -27,6 +27,7 @@ def random_sentences():
 @pytest.fixture
 def transformers(monkeypatch):
     """The module, with few examples, and no sentences but random ones."""
+    policy = keras.config.dtype_policy()
     for name in ("matplotlib", "pandas", "rich", "sklearn"):
         pytest.importorskip(name)
     monkeypatch.syspath_prepend(EXAMPLES)
@@ -49,7 +50,9 @@ def transformers(monkeypatch):
         compile(*args, **{**few, **kwargs})
 
     monkeypatch.setattr(kcr.CrossRegModel, "compile", eagerly)
-    return module
+    yield module
+    # Where a task was skipped, it is still that of the example.
+    keras.config.set_dtype_policy(policy)
 
 
 def test_it_makes_a_table_and_a_figure_and_resumes(
