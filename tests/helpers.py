@@ -1,6 +1,7 @@
 """Small models and data that many tests share."""
 
 import importlib.util
+import os
 
 import keras
 import numpy as np
@@ -22,7 +23,10 @@ NEEDS_TENSORFLOW = pytest.mark.skipif(
 )
 # Steps of one's own are given the state there, and return the next one.
 IS_JAX = keras.backend.backend() == "jax"
-EAGER = keras.backend.backend() != "jax"
+# What a GPU brings, without one: noise of the backend's own generator, and XLA
+# for every model that does not say otherwise.
+AS_ON_A_GPU = bool(os.environ.get("AS_ON_A_GPU"))
+EAGER = not IS_JAX and not AS_ON_A_GPU
 
 
 def slow_but(quick, cases):
