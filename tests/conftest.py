@@ -8,12 +8,11 @@ os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 # Threads of PyTorch wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import gpu_stand_in  # noqa: F401
 import keras
 import pytest
-from helpers import AS_ON_A_GPU
-from keras.src.trainers.trainer import model_supports_jit
 
-import keras_crossreg as kcr
+import keras_crossreg  # noqa: F401
 
 if keras.backend.backend() == "torch":
     from backend.torch.reading import let_numpy_read
@@ -53,24 +52,3 @@ def float64(request):
         yield
     finally:
         jax.config.update("jax_enable_x64", False)
-
-
-@pytest.fixture(autouse=True)
-def as_on_a_gpu(monkeypatch):
-    """With `AS_ON_A_GPU=1` tests meet what a GPU brings, on a CPU."""
-    if not AS_ON_A_GPU:
-        yield
-        return
-    if keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
-
-        # Keras chooses XLA where there is more than a CPU.
-        monkeypatch.setattr(
-            keras.Model,
-            "_resolve_auto_jit_compile",
-            lambda model: (
-                model_supports_jit(model) and not tf.distribute.has_strategy()
-            ),
-        )
-    with kcr.random.as_on_an_accelerator():
-        yield

@@ -1,8 +1,8 @@
 """Small models and data that many tests share."""
 
 import importlib.util
-import os
 
+import gpu_stand_in
 import keras
 import numpy as np
 import pytest
@@ -23,10 +23,7 @@ NEEDS_TENSORFLOW = pytest.mark.skipif(
 )
 # Steps of one's own are given the state there, and return the next one.
 IS_JAX = keras.backend.backend() == "jax"
-# What a GPU brings, without one: noise of the backend's own generator, and XLA
-# for every model that does not say otherwise.
-AS_ON_A_GPU = bool(os.environ.get("AS_ON_A_GPU"))
-EAGER = not IS_JAX and not AS_ON_A_GPU
+EAGER = not IS_JAX and not gpu_stand_in.IS_ASKED
 
 
 def slow_but(quick, cases):

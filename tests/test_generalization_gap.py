@@ -21,7 +21,9 @@ ROWS = 12
 MANY_ROWS = 1200
 MANY = dict(num_samples=400, samples_per_pass=400)
 
-SHARED = pytest.mark.filterwarnings("ignore:1200 of 1200 regularization examples")
+SHARED = pytest.mark.filterwarnings(
+    "ignore:1200 of 1200 regularization examples"
+)
 
 
 def one_step(hypergradient, data=None, reg=None, **arguments):
