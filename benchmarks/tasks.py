@@ -17,9 +17,9 @@ decay. All train on the regularization set, in the way that is theirs:
 - `tuner` to choose a rate of dropout and a weight decay by, in 20 trials of
   KerasTuner; then, with the best, as training data.
 - `ours=noise`, `ours=dropout`, `ours=learn`, `ours=both` as `reg_data`: learned
-  noise, dropout, what `learn_regularizers` makes of `Dropout(0.25)`, and that
-  with learned noise as well, in one run. `+finish`: the last half of the
-  epochs finish with both sets; `+quarter`: a quarter of them. `+refit`:
+  noise, dropout, what `learn_regularizers` makes of `Dropout(0.25)`, and noise
+  and dropout in one run, from half as much of each. `+finish`: the last half
+  of the epochs finish with both sets; `+quarter`: a quarter of them. `+refit`:
   `kcr.refit`. `+direct`: with the paper's gradient.
 
 A regression has targets of variance one, and predicts a normal distribution
