@@ -9,7 +9,8 @@ of `compile` and `fit` changed (`direct`: none). Behind it, with the learned rho
 and all the data, a `refit` where `refit=1`, and one that replays their schedule
 where `schedule=1`. With `part=0.25` the run that learns has that part of the
 training and the regularization data. `merge=0.25` merges in that part of the
-epochs, and `gap=1` has the gradient and the r that are the defaults now.
+epochs, `shuffle=0` keeps the order of the training data, and `gap=1` has the
+gradient and the r that are the defaults now.
 `--table` prints means and standard errors of what is there, and runs
 nothing. See docs/grids.md for what it gave.
 """
@@ -194,7 +195,7 @@ def scores(model: kcr.CrossRegModel, x: Any, y: Any) -> dict[str, float]:
 
 RHO = {"lr", "beta_1", "beta_2", "decay", "opt"}
 COMPILE = {"num_samples", "reg_freq", "reg_warmup", "eval_num_samples"}
-FIT = {"reg_batch_size", "merge_epochs"}
+FIT = {"reg_batch_size", "merge_epochs", "shuffle"}
 SCORES = {"accuracy": (100, 1), "nll": (1, 3), "ece": (1, 3)}
 
 
@@ -245,9 +246,9 @@ def one_run(name: str, run: str, seed: int) -> dict[str, Any]:
     special |= {k: int(options[k]) for k in COMPILE & set(options)}
     if "gap" not in options:
         # What the grids were made with: the rule for r of 0.1, too.
-        size = int(options.get("reg_batch_size", data["batch_size"] // 8))
-        work = 6 * int(options.get("num_samples", 16)) * size
-        special.setdefault("reg_freq", -(-work // data["batch_size"]))
+        reg_size = int(options.get("reg_batch_size", size // 8))
+        work = 6 * int(options.get("num_samples", 16)) * reg_size
+        special.setdefault("reg_freq", -(-work // size))
         special["hypergradient"] = "direct"
     model.compile(
         keras.optimizers.Adam(rate),
