@@ -263,6 +263,26 @@ def test_the_summary_compares_with_the_best_rival(script):
     assert "| plain | 2 | 50.0 ± 0.0 | 1.005 ± 0.005 | " in results.markdown()
 
 
+def test_each_run_is_compared_as_the_one_for_all_tasks(script):
+    rows, runs = rows_of_two_tasks()
+    results = script("comparison.report").Results(
+        rows, ["wine", "diabetes"], runs, [0, 1], "ours=noise"
+    )
+    lines = results.one_for_all().splitlines()[4:]
+    # The best: .605 and 1.405. `exp(.1)` is 1.105, its root 1.051.
+    assert lines[0] == "| ours=noise | 1.051 | 1.11, diabetes |"
+    # The root of `1.005 / .605 * exp(.6)`.
+    assert lines[-1] == "| plain | 1.740 | 1.82, diabetes |"
+    # A run that one task does not have is no choice for all.
+    rows = [
+        row for row in rows if (row["task"], row["run"]) != ("wine", "tuner")
+    ]
+    results = script("comparison.report").Results(
+        rows, ["wine", "diabetes"], runs, [0, 1], "ours=noise"
+    )
+    assert "tuner" not in results.one_for_all()
+
+
 def test_what_is_missing_is_no_number_in_the_summary(script):
     rows, runs = rows_of_two_tasks()
     rows = [row for row in rows if row["run"] not in ("tuner", "plain")]

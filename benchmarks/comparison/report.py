@@ -122,7 +122,7 @@ class Results:
 
     def markdown(self) -> str:
         parts = [self.table_of(task) for task in self.tasks]
-        parts += [self.summary(), self.counts()]
+        parts += [self.summary(), self.counts(), self.one_for_all()]
         return "\n\n".join(part for part in parts if part)
 
     def table_of(self, task: str) -> str:
@@ -198,6 +198,28 @@ class Results:
         for other in ("best rival", TUNER):
             titles += [f"at or below {other}", "mean, nats", "mean, %"]
         return table("### Tasks where ours is at or below", titles, lines)
+
+    def one_for_all(self) -> str:
+        """Each run as the choice for every task, before any is seen.
+
+        Of those that all tasks have; NLL in that of the best of them.
+        """
+        runs = [r for r in self.runs if all(self.of(t, r) for t in self.tasks)]
+        lines = []
+        for run in runs:
+            ratios = {
+                task: self.ratio(task, run, self.best(task, runs))
+                for task in self.tasks
+            }
+            worst = max(ratios, key=lambda task: ratios[task])
+            mean = float(np.exp(np.mean(np.log([*ratios.values()]))))
+            lines.append((mean, run, f"{ratios[worst]:.2f}, {worst}"))
+        rows = [
+            [run, f"{mean:.3f}", worst] for mean, run, worst in sorted(lines)
+        ]
+        titles = ["run", "geometric mean", "worst"]
+        heading = "### One run for all tasks: NLL in that of the best"
+        return table(heading, titles, rows)
 
     # The picture
 
