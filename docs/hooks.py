@@ -1,4 +1,8 @@
-"""Equations as MathML, which browsers draw without a script or a font."""
+"""What the theme leaves to do in the text of a page.
+
+Equations become MathML, which browsers draw without a script or a font; a mean
+and its standard error stay on one line.
+"""
 
 from __future__ import annotations
 
@@ -20,4 +24,4 @@ def on_page_content(content: str, **kwargs: Any) -> str:
         display = "block" if match[1] == "[" else "inline"
         return convert(latex, display=display)
 
-    return EQUATION.sub(to_mathml, content)
+    return EQUATION.sub(to_mathml, content).replace(" ± ", "&nbsp;±&nbsp;")
