@@ -8,9 +8,9 @@ os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 # Threads of PyTorch wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import gpu_stand_in  # noqa: F401
 import keras
 import pytest
+from backend import gpu_stand_in  # noqa: F401
 
 import keras_crossreg  # noqa: F401
 

@@ -2,10 +2,10 @@
 
 import importlib.util
 
-import gpu_stand_in
 import keras
 import numpy as np
 import pytest
+from backend import gpu_stand_in
 
 import keras_crossreg as kcr
 from keras_crossreg import primitives

@@ -172,12 +172,16 @@ class SampledModel(ProbedModel):
         if in_each == num_samples:
             set_losses_by_layer(self, None)
             return [self._sample(x, in_each)]
-        parts = self._passes(x, num_samples, in_each)
-        _, losses = parts[0]
-        if any(losses) and num_samples % in_each:
-            # What layers add for samples beyond K would count too.
-            in_each = averaging.in_each_equal_pass(num_samples, most)
+        if num_samples % in_each == 0:
             parts = self._passes(x, num_samples, in_each)
+        else:
+            # Callers that take samples beyond K put seeds back themselves.
+            with self._kept_seeds():
+                parts = self._passes(x, num_samples, in_each)
+            if any(parts[0][1]):
+                # What layers add for samples beyond K would count too.
+                in_each = averaging.in_each_equal_pass(num_samples, most)
+                parts = self._passes(x, num_samples, in_each)
         _set_mean_of_losses(self, [losses for _, losses in parts])
         return [samples for samples, _ in parts]
 
@@ -193,11 +197,10 @@ class SampledModel(ProbedModel):
             set_losses_by_layer(self, None)
             return samples, losses
 
-        with self._kept_seeds():
-            if has_source():
-                # A loop is traced once: passes would have one draw in common.
-                return [sample() for _ in range(passes)]
-            return in_turn(lambda _: sample(), [None] * passes)
+        if has_source():
+            # A loop is traced once: passes would have one draw in common.
+            return [sample() for _ in range(passes)]
+        return in_turn(lambda _: sample(), [None] * passes)
 
     def _in_each_pass(self, num_samples: int, most: int) -> int:
         """K shared out to passes of at most so many, or of one each."""
