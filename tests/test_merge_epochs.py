@@ -372,26 +372,26 @@ def test_a_schedule_runs_through_the_last_epochs_once_more(run_eagerly):
 
 
 def test_a_compiled_step_follows_the_schedule():
-    """A rate of 1 at the first two steps alone, and 0 behind."""
+    """A rate of 1 at the first twelve steps of 24, and 0 behind."""
     schedule = keras.optimizers.schedules.PiecewiseConstantDecay(
-        [1], [1.0, 0.0]
+        [11], [1.0, 0.0]
     )
     model = compile_model(
         make_model(),
         optimizer=keras.optimizers.SGD(schedule),
         run_eagerly=False,
     )
-    seen = AtTheSwitch(2)
+    seen = AtTheSwitch(6)
     steps = []
 
     class Steps(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
             steps.append(values(self.model.theta_variables)[0])
 
-    fit(model, epochs=4, merge_epochs=2, callbacks=[seen, Steps()])
+    fit(model, epochs=8, merge_epochs=2, callbacks=[seen, Steps()])
     still = [np.array_equal(a, b) for a, b in itertools.pairwise(steps)]
-    # 2 of 3 steps, then 2 of 5: twelve steps of the schedule are ten.
-    assert still == [False] + 4 * [True] + [False, False] + 8 * [True]
+    # 12 of 18 steps; then 5 of 10, of 2.4 steps each.
+    assert still == 11 * [False] + 6 * [True] + 5 * [False] + 5 * [True]
 
 
 def test_a_learning_rate_that_was_lowered_begins_again():

@@ -17,8 +17,9 @@ from keras_crossreg._keras import set_steps
 class StretchedSchedule(LearningRateSchedule):
     """`schedule(origin + factor * (step - origin))`, in the place of another.
 
-    Both are variables, so that a compiled step takes new ones. At first the
-    factor is 1.
+    Both are variables, so that a compiled step takes new ones; or the model
+    compiles it anew, where a step has them as constants. At first the factor
+    is 1.
 
     Args:
         model: A compiled model. The schedule is that of its optimizer, whose
@@ -49,6 +50,7 @@ class StretchedSchedule(LearningRateSchedule):
         """From this step on, by this factor."""
         self._origin.assign(origin)
         self._factor.assign(factor)
+        self._model.take_new_schedule()
 
     def remove(self) -> None:
         """Leaves the optimizer at that step of its own schedule."""

@@ -44,6 +44,12 @@ class CrossRegTrainer(Preparation):
         """What calls the model on a batch, in training mode, and no more."""
         raise NotImplementedError
 
+    def take_new_schedule(self) -> None:
+        """The schedule of the learning rate has new variables to read.
+
+        Compiled steps do, on most backends.
+        """
+
     # ---- Training ------------------------------------------------------------
 
     def fit(

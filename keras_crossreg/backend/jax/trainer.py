@@ -104,6 +104,11 @@ class JaxTrainer(WholePredictions, CrossRegTrainer):
 
         return call_on
 
+    def take_new_schedule(self) -> None:
+        # Of a step of theta, what is not in Keras's state is a constant.
+        if self.train_function is not None:
+            self.make_train_function(force=True)
+
     # ---- Data ----------------------------------------------------------------
 
     def _make_stream(
