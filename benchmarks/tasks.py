@@ -20,7 +20,9 @@ decay. All train on the regularization set, in the way that is theirs:
   noise, dropout, what `learn_regularizers` makes of `Dropout(0.25)`, and noise
   and dropout in one run, from half as much of each. `+finish`: the last half
   of the epochs finish with both sets; `+quarter`: a quarter of them. `+refit`:
-  `kcr.refit`. `+direct`: with the paper's gradient.
+  `kcr.refit`. `+direct`: with the paper's gradient. `+adam`: rho by Adam, that
+  is without an anchor at their start. `+held=`: with one strength in all layers
+  that never moves, where learning should be at least as good.
 
 A regression has targets of variance one, and predicts a normal distribution
 around its mean: of one variance, from rows of their own that no run trains on.

@@ -16,6 +16,7 @@ from keras_crossreg.uncertainty import uncertainty
 if supported_backends.is_supported():
     from keras_crossreg import hypergradients
     from keras_crossreg import layers
+    from keras_crossreg import optimizers
     from keras_crossreg import random
     from keras_crossreg import regularizers
     from keras_crossreg import testing
@@ -47,6 +48,7 @@ __all__ = [
     "learn_regularizers",
     "mark_rho",
     "metrics",
+    "optimizers",
     "random",
     "refit",
     "regularizers",

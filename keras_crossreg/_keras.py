@@ -78,6 +78,7 @@ from keras_crossreg._keras_backends import stored_value
 from keras_crossreg._keras_backends import synced_in_the_end
 from keras_crossreg._keras_backends import take_rows
 from keras_crossreg._keras_backends import torch_device
+from keras_crossreg._keras_backends import variable_index
 
 __all__ = [
     "CompileMetrics",
@@ -138,6 +139,7 @@ __all__ = [
     "torch_device",
     "train_validation_split",
     "unscale_loss_for_distribution",
+    "variable_index",
     "variables_of_loss_metrics",
     "was_called",
 ]

@@ -183,3 +183,11 @@ def torch_device() -> str:
     from keras.src.backend.torch.core import get_device
 
     return str(get_device())
+
+
+def variable_index(optimizer: Any, variable: Any) -> int:
+    """The number of a variable among those that the optimizer was built on.
+
+    An `update_step` gets the backend's own variable, and state in lists.
+    """
+    return int(optimizer._get_variable_index(variable))

@@ -14,10 +14,9 @@ from keras_crossreg._keras import CompileMetrics
 from keras_crossreg.checks import check_integer
 from keras_crossreg.hypergradients import GeneralizationGap
 from keras_crossreg.hypergradients import Hypergradient
+from keras_crossreg.optimizers import AnchoredAdam
 from keras_crossreg.rho import check_patterns
 from keras_crossreg.user_warnings import warn_user
-
-DEFAULT_RHO_LEARNING_RATE = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,5 +191,5 @@ def _copy_metric(metric: Any) -> Any:
 def get_rho_optimizer(rho_optimizer: Any) -> Any:
     """What `compile(rho_optimizer=)` was given, as an optimizer."""
     if rho_optimizer is None:
-        return keras.optimizers.Adam(DEFAULT_RHO_LEARNING_RATE)
+        return AnchoredAdam()
     return keras.optimizers.get(rho_optimizer)

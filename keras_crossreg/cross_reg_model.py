@@ -129,7 +129,9 @@ class CrossRegModel(Trainer):
             jit_compile: See `keras.Model.compile`.
             auto_scale_loss: See `keras.Model.compile`. For both optimizers.
             rho_optimizer: String, dict or `keras.optimizers.Optimizer`. Moves
-                rho, and rho alone. Defaults to `Adam(0.1)`.
+                rho, and rho alone. `None` for `kcr.optimizers.AnchoredAdam()`:
+                Adam at 0.1, which leaves noise, dropout and augmentation
+                where they start unless there is evidence. Defaults to `None`.
             num_samples: Integer K, at least 1. Sampled predictions that the
                 regularization pass averages. Defaults to `16`.
             reg_freq: Integer r, at least 1. Training steps per rho step.

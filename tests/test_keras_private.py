@@ -316,6 +316,14 @@ def test_what_an_optimizer_was_built_on():
     assert found is variable
 
 
+def test_which_variable_of_an_optimizer_this_is():
+    first, second = keras.Variable(1.0), keras.Variable(2.0)
+    optimizer = keras.optimizers.Adam()
+    optimizer.build([first, second])
+    assert _keras.variable_index(optimizer, first) == 0
+    assert _keras.variable_index(optimizer, second) == 1
+
+
 def test_layers_know_whether_they_were_called():
     layer = keras.layers.Dropout(0.1)
     assert not _keras.was_called(layer)

@@ -7,6 +7,7 @@ themselves, train on the regularization set too.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import tempfile
 from collections.abc import Callable
 from typing import Any
@@ -25,6 +26,11 @@ from comparison.scores import fitted_temperature
 SAMPLES = 16
 LEGS = 3
 TRIALS = 20
+# Strengths that are held through the whole run, in the layers of ours.
+HELD = {
+    "noise": (0.1, 0.2, 0.3, 0.5, 0.8, 1.2),
+    "dropout": (0.05, 0.1, 0.2, 0.3, 0.4, 0.5),
+}
 # Beside the default.
 HYPERGRADIENTS = ("direct",)
 # The part of the epochs that finish.
@@ -47,20 +53,27 @@ def gaussian_noise(stddev: float) -> Regularizer:
     return Regularizer(noise=lambda _: keras.layers.GaussianNoise(stddev))
 
 
-def learned_noise(sigma: float) -> Callable[[bool], keras.layers.Layer]:
-    return lambda normalized: kcr.layers.GaussianNoiseScale(
-        sigma, relative=not normalized
-    )
+def learned_noise(sigma: float = 0.3) -> Regularizer:
+    def layer(normalized: bool) -> keras.layers.Layer:
+        return kcr.layers.GaussianNoiseScale(sigma, relative=not normalized)
+
+    return Regularizer(noise=layer)
 
 
-OURS = {
-    "noise": Regularizer(noise=learned_noise(0.3)),
-    "dropout": Regularizer(dropout=kcr.layers.LearnedDropout),
-    # Each starts with half of the variance of one alone, of .3 and of .25.
-    "both": Regularizer(
-        noise=learned_noise(0.2),
-        dropout=lambda: kcr.layers.LearnedDropout(0.125),
-    ),
+def learned_dropout(rate: float = 0.25) -> Regularizer:
+    return Regularizer(dropout=lambda: kcr.layers.LearnedDropout(rate))
+
+
+def learned_both() -> Regularizer:
+    """Each starts with half of the variance of one alone."""
+    noise, dropout = learned_noise(0.2), learned_dropout(0.125)
+    return Regularizer(noise=noise.noise, dropout=dropout.dropout)
+
+
+OURS: dict[str, Callable[..., Regularizer]] = {
+    "noise": learned_noise,
+    "dropout": learned_dropout,
+    "both": learned_both,
 }
 
 
@@ -143,17 +156,24 @@ class Training:
             self.fit(model, part, len(leg), **options)
         return model
 
-    def learned(self, kind: str, *variants: str) -> keras.Model:
-        """A network whose regularization was learned."""
-        special = {}
+    def learned(
+        self, kind: str, *variants: str, held: float | None = None
+    ) -> keras.Model:
+        """A network whose regularization was learned, or `held` from there."""
+        special: dict[str, Any] = {}
+        if "adam" in variants:
+            special["rho_optimizer"] = keras.optimizers.Adam(0.1)
         for name in HYPERGRADIENTS:
             if name in variants:
                 special["hypergradient"] = name
         task = self.task
-        if kind == "learn":
+        if held is not None:
+            model = task.build(OURS[kind](held), kcr.CrossRegModel)
+            special["rho_optimizer"] = keras.optimizers.SGD(0.0)
+        elif kind == "learn":
             model = kcr.learn_regularizers(task.build(dropout(0.25)))
         else:
-            model = task.build(OURS[kind], kcr.CrossRegModel)
+            model = task.build(OURS[kind](), kcr.CrossRegModel)
         merged = 0
         for name, part in FINISHES.items():
             if name in variants:
@@ -313,9 +333,11 @@ def tuner(training: Training, restarts: bool) -> Predict:
     return of(training.fixed(**settings(best)))
 
 
-def ours(kind: str, *variants: str) -> Callable[[Training, bool], Predict]:
+def ours(
+    kind: str, *variants: str, held: float | None = None
+) -> Callable[[Training, bool], Predict]:
     def run(training: Training, restarts: bool) -> Predict:
-        return of(training.learned(kind, *variants))
+        return of(training.learned(kind, *variants, held=held))
 
     return run
 
@@ -353,11 +375,20 @@ def all_runs() -> dict[str, Run]:
     runs["tuner"] = Run(tuner)
     for name in RESTARTED:
         runs[f"{name}+restarts"] = Run(simple[name], restarts=True)
-    for kind in (*OURS, "learn"):
-        for end in ((), ("finish",), ("quarter",), ("refit",)):
-            for how in ((), *((name,) for name in HYPERGRADIENTS)):
-                name = "+".join([f"ours={kind}", *how, *end])
-                runs[name] = Run(ours(kind, *how, *end))
+    ways = itertools.product(
+        (*OURS, "learn"),
+        ("", *HYPERGRADIENTS),
+        ("", "adam"),
+        ("", *FINISHES, "refit"),
+    )
+    for kind, *rest in ways:
+        variants = [v for v in rest if v]
+        name = "+".join([f"ours={kind}", *variants])
+        runs[name] = Run(ours(kind, *variants))
+    for kind, strengths in HELD.items():
+        for held in strengths:
+            name = f"ours={kind}+held={held}+finish"
+            runs[name] = Run(ours(kind, "finish", held=held))
     return runs
 
 

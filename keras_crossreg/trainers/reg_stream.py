@@ -81,6 +81,7 @@ class RegularizationStream(abc.ABC):
             )
         self._first: Any = [first]
         self.batch_size, self.first_batch = self._look_at(first)
+        self._whole_batch_size = self.batch_size
 
     # ---- What a backend says -------------------------------------------------
 
@@ -127,6 +128,14 @@ class RegularizationStream(abc.ABC):
     def comes_in_batches(self) -> bool:
         """Whether the data say how many examples come together."""
         return self._arrays is None
+
+    @property
+    def num_examples(self) -> int | None:
+        """Of the whole set; `None` where that is not known."""
+        if self._arrays is not None:
+            return self._arrays.size
+        batches = None if self._is_generator else self._adapter.num_batches
+        return batches and batches * self._whole_batch_size
 
     def split(self, size: int) -> None:
         """Splits batches up that are larger, before the first one is used.

@@ -147,9 +147,11 @@ class RegularizationLoss(RhoModel):
         return seen, found
 
     def _rho_with_gap(self, rho: list[keras.Variable]) -> list[keras.Variable]:
-        """Those of stochastic layers, where the gap is what they learn from."""
-        if self._options.gap is None:
-            return []
+        """Those of noise, where the gap is what they learn from."""
+        return [] if self._options.gap is None else self._rho_of_noise(rho)
+
+    def _rho_of_noise(self, rho: list[keras.Variable]) -> list[keras.Variable]:
+        """Those of stochastic layers."""
         noise = {
             id(v)
             for layer in _keras.all_layers(self)
