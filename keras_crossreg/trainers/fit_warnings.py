@@ -223,7 +223,7 @@ class RhoWatch:
         steps = count_steps(self.optimizer) - self.steps
         if steps >= _LEAST_STEPS:
             at_bound = [v for v, _ in self.before if _is_at_bound(v)]
-            reach = steps * float(self.optimizer.learning_rate)
+            reach = steps * float(_stored(self.optimizer.learning_rate))
             still = [
                 v
                 for v, before in self.before
@@ -271,8 +271,9 @@ def warn_of_curvature(bad: int, rho_steps: int, last: int) -> None:
     )
 
 
-def _stored(variable: keras.Variable) -> np.ndarray:
-    # NumPy reads a copy: it warns of how it reads a variable.
+def _stored(variable: Any) -> np.ndarray:
+    # NumPy reads a copy: it warns of how it reads a variable, and has no
+    # number for one of several replicas.
     value: np.ndarray = ops.convert_to_numpy(ops.copy(variable))
     return value
 

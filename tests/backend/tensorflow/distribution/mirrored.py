@@ -44,6 +44,33 @@ def test_training_equals_one_device(one_device, two_devices):
     assert_close(two_devices, one_device)
 
 
+def test_a_run_with_many_rho_steps_and_the_default_optimizer():
+    """It ends with a look at all that rho did, held by 4 rows in 40."""
+    with TWO.scope():
+        inputs = keras.Input((3,))
+        noise = kcr.layers.LearnedDropout(0.5, name="dropout")
+        x = noise(keras.layers.Dense(8, activation="relu")(inputs))
+        outputs = keras.layers.Dense(2, activation="softmax")(x)
+        model = kcr.CrossRegModel(inputs, outputs)
+        model.compile(
+            "adam", "sparse_categorical_crossentropy", reg_freq=1, num_samples=2
+        )
+    model.fit(
+        *make_data(64),
+        batch_size=8,
+        epochs=4,
+        verbose=0,
+        reg_data=make_data(40, seed=1),
+        reg_batch_size=4,
+    )
+    optimizer = model.rho_optimizer
+    assert int(optimizer.iterations.numpy()) == 32
+    assert abs(model.get_rho()["dropout/rate"] - 0.5) > 0.01
+    start, part = values(optimizer.variables[-2:])
+    assert start == 0.0
+    np.testing.assert_allclose(part, [0.1])
+
+
 @pytest.mark.filterwarnings("ignore:Rho have not learned")
 def test_epochs_without_a_rho_step_are_measured_as_on_one_device():
     one, two = (
