@@ -117,6 +117,7 @@ def test_fit_holds_noise_by_the_part_of_a_batch():
     assert fit(make_data(20), reg_batch_size=30) == [0.0, 1.0]
     # A set of known length, and one that has none.
     assert fit(Batches(4)) == [0.0, 0.25]
+    assert fit(Batches(4), reg_batch_size=2) == [0.0, 0.125]
     assert fit(endless()) == [0.0, 0.0]
     model.fit(*make_data(64), reg_split=0.5, reg_batch_size=4, verbose=0)
     assert parts(model) == [0.0, 0.125]

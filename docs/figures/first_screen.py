@@ -30,7 +30,7 @@ from comparison.runs import Training
 
 import keras_crossreg as kcr
 
-TASK, OURS = "affairs", "ours=noise+finish"
+TASK, OURS = "affairs", "ours=learn+finish"
 RUNS = {
     "plain": "no regularization",
     "dropout=0.1": "dropout .1",
@@ -70,7 +70,7 @@ def draw_learned(ax: plt.Axes) -> None:
     keras.utils.set_random_seed(0)
     task = TASKS[TASK](0)
     training = Recorded(task, 0)
-    training.learned("noise", "finish")
+    training.learned("learn", "finish")
     history = training.record.history
     for i, (values, color) in enumerate(
         zip(history.values(), kcr.visualization.figure.COLORS, strict=False)
@@ -89,8 +89,8 @@ def draw_learned(ax: plt.Axes) -> None:
     )
     ax.set_ylim(bottom=0)
     ax.set_xlabel("Epoch")
-    ax.set_title("Noise, learned in the run")
-    ax.legend(frameon=False, loc="upper left")
+    ax.set_title("Rates of dropout, learned")
+    ax.legend(frameon=False, loc="lower left")
 
 
 def draw_scores(ax: plt.Axes, name: str) -> None:

@@ -15,24 +15,23 @@ from keras_crossreg import _keras
 
 @keras.saving.register_keras_serializable(package="keras_crossreg")
 class AnchoredAdam(keras.optimizers.Adam):
-    """Adam, and a pull back to the start for each standard error that lacks.
+    """Adam that leaves rho near their start unless there is evidence.
 
-    A regularization set of n examples gives the gradient of a strength up to
-    a standard error. Adam, which divides by the size of the gradient, follows
-    one of twenty examples as fast as one of twenty thousand, as far as it
-    leads. Here, each step of Adam is followed by
+    On n held-out examples the gradient of a strength has a standard error.
+    Adam, which divides by the size of the gradient, follows the error of
+    twenty examples as fast and as far as a fact. Here, each of its steps is
+    followed by a pull back to the start,
 
-    `rho <- rho - learning_rate * anchor * sqrt(B_reg / n) * s * (rho - start)`,
-    `s = sqrt(1 - m^2 / v)`,
+    `rho <- rho - learning_rate * anchor * sqrt(B_reg / n) * s * (rho - start)`
 
-    with B_reg examples in a regularization batch, Adam's mean m of gradients
-    and their mean square v: `s` is the part of `sqrt(v)` that is noise from
-    batch to batch. So rho come to rest where the mean gradient is
-    `anchor * (rho - start)` standard errors of the whole set: **with an anchor
-    of 1, one stored unit from the start for each standard error.** Sigmas are
-    stored through a softplus and rates through a logit: far below 1, a unit is
-    a factor of e. No unit of the loss comes in, and a large set leads rho
-    anywhere.
+    with B_reg examples in a regularization batch and `s = sqrt(1 - m^2 / v)`,
+    m and v being Adam's means of gradients and of their squares: `s sqrt(v)` is
+    their noise from batch to batch. So rho come to rest where the mean gradient
+    is `anchor * (rho - start)` standard errors of the whole set: **with an
+    anchor of 1, one stored unit from the start for each standard error.**
+    Sigmas are stored through a softplus and rates through a logit: far below 1,
+    a unit is a factor of e. The unit of the loss does not matter, and a large
+    set leads rho anywhere.
 
     `fit` says which rho are held, those of noise, dropout and augmentation,
     and what `B_reg / n` is. It is 0, and this is Adam, where n is not known:
@@ -49,6 +48,7 @@ class AnchoredAdam(keras.optimizers.Adam):
         beta_1: Float, see `keras.optimizers.Adam`. Defaults to `0.9`.
         beta_2: Float, see there. Defaults to `0.999`.
         epsilon: Float, see there. Defaults to `1e-7`.
+        name: String. Defaults to `"anchored_adam"`.
         **kwargs: Of `keras.optimizers.Optimizer`.
 
     Raises:
