@@ -124,7 +124,8 @@ def main(arguments: list[str] | None = None) -> None:
         nargs="+",
         choices=TASKS,
         default=INSTALLED,
-        help="default: all, but cifar10_hub only where KerasHub is installed",
+        help="default: all but cifar10, which is for a GPU, and cifar10_hub "
+        "only where KerasHub is installed",
     )
     parser.add_argument("--runs", nargs="+", choices=RUNS, default=[*RUNS])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
