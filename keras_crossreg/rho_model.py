@@ -171,6 +171,10 @@ class RhoModel(SampledModel):
         stored = {p: stored_value(rho[p], v) for p, v in values.items()}
         for path, value in stored.items():
             assign_rho(rho[path], value)
+        self._rho_were_set([rho[path] for path in stored])
+
+    def _rho_were_set(self, rho: list[keras.Variable]) -> None:
+        """Of a subclass: what follows when a user sets these."""
 
     def freeze_rho(self) -> None:
         """Stops rho from learning, until `unfreeze_rho()`.

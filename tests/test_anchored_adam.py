@@ -94,8 +94,17 @@ def make_model(**compile_kwargs):
     return model
 
 
+class Parts(keras.callbacks.Callback):
+    """What the norm and the rate are held by, at the end of each epoch."""
+
+    def on_train_begin(self, logs=None):
+        self.seen = []
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.seen.append(parts(self.model))
+
+
 def parts(model):
-    """What the norm and the rate are held by."""
     return values(model.rho_optimizer.variables)[-1].tolist()
 
 
@@ -106,21 +115,45 @@ def test_fit_holds_noise_by_the_part_of_a_batch():
         "magnitude",
         "rate",
     ]
+    record = Parts()
 
-    def fit(reg_data, **kwargs):
+    def fit(**kwargs):
         model.fit(
-            *make_data(64), reg_data=reg_data, verbose=0, epochs=2, **kwargs
+            *make_data(64), verbose=0, epochs=2, callbacks=[record], **kwargs
         )
-        return parts(model)
+        # Outside of `fit`, this is Adam.
+        assert parts(model) == [0.0, 0.0]
+        return record.seen[-1]
 
-    assert fit(make_data(40), reg_batch_size=10) == [0.0, 0.25]
-    assert fit(make_data(20), reg_batch_size=30) == [0.0, 1.0]
-    # A set of known length, and one that has none.
-    assert fit(Batches(4)) == [0.0, 0.25]
-    assert fit(Batches(4), reg_batch_size=2) == [0.0, 0.125]
-    assert fit(endless()) == [0.0, 0.0]
-    model.fit(*make_data(64), reg_split=0.5, reg_batch_size=4, verbose=0)
-    assert parts(model) == [0.0, 0.125]
+    reg_data = make_data(40)
+    assert fit(reg_data=reg_data, reg_batch_size=10) == [0.0, 0.25]
+    assert fit(reg_data=make_data(20), reg_batch_size=30) == [0.0, 1.0]
+    # Sets of known length, and one that has none.
+    assert fit(reg_data=Batches(4)) == [0.0, 0.25]
+    assert fit(reg_data=Batches(4), reg_batch_size=2) == [0.0, 0.125]
+    assert fit(reg_data=endless()) == [0.0, 0.0]
+    assert fit(reg_split=0.5, reg_batch_size=4) == [0.0, 0.125]
+    # Callbacks of merged epochs see what was.
+    assert fit(reg_data=reg_data, reg_batch_size=10, merge_epochs=1) == [
+        0.0,
+        0.25,
+    ]
+
+
+def test_an_interrupted_fit_lets_rho_go():
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            raise KeyboardInterrupt
+
+    model = make_model(reg_freq=1)
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(
+            *make_data(64),
+            reg_data=make_data(20),
+            callbacks=[Stop()],
+            verbose=0,
+        )
+    assert parts(model) == [0.0, 0.0]
 
 
 class Batches(keras.utils.PyDataset):
@@ -140,12 +173,6 @@ class Batches(keras.utils.PyDataset):
 def endless():
     while True:
         yield make_data(4)
-
-
-def test_a_batch_of_ones_own_is_no_set():
-    model = make_model()
-    model.train_on_batch(*make_data(8), reg_data=make_data(8))
-    assert parts(model) == [0.0, 0.0]
 
 
 def test_few_examples_lead_less_far_than_by_adam():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from keras_crossreg.optimizers import AnchoredAdam
 from keras_crossreg.trainers.finish import Finish
 from keras_crossreg.trainers.reg_stream import RegularizationStream
 from keras_crossreg.trainers.rho_schedule import RhoSchedule
@@ -18,6 +19,7 @@ class FitState:
         stream: The regularization batches; `None` where rho do not learn.
         schedule: When rho step.
         finish: What the last epochs begin with; `None` without such.
+        holder: The optimizer that holds rho until the end of `fit`.
         train_like: Symbolic tensors like the training batches, or `None`.
         train_batch: The last training batch, for a `hypergradient` that looks
             at it.
@@ -41,6 +43,7 @@ class FitState:
     stream: RegularizationStream | None = None
     schedule: RhoSchedule | None = None
     finish: Finish | None = None
+    holder: AnchoredAdam | None = None
     train_like: Any = None
     train_batch: Any = None
     logs: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -106,6 +109,8 @@ class FitState:
         self.end_stream()
         if self.finish is not None:
             self.finish.end()
+        if self.holder is not None:
+            self.holder.hold([], 0.0)
 
     def end_stream(self) -> None:
         """Ends the learning of rho."""

@@ -10,7 +10,6 @@ from keras import ops
 
 from keras_crossreg import _keras
 from keras_crossreg.optimizers import AnchoredAdam
-from keras_crossreg.rho import rho_by_key
 from keras_crossreg.sampling.row_probe import fixed_batch
 from keras_crossreg.trainers import reg_data as data_lib
 from keras_crossreg.trainers.alternation import Alternation
@@ -92,24 +91,23 @@ class Preparation(Alternation):
             if not self.rho_variables:
                 state.end_stream()
         self._build_optimizers()
-        self._hold_rho(state.stream)
+        self._hold_rho(state)
         return x, *data[1:]
 
-    def _hold_rho(self, stream: RegularizationStream | None) -> None:
+    def _hold_rho(self, state: FitState) -> None:
         """Tells the optimizer of rho how much there is to learn from."""
-        optimizer = self._anchored_optimizer
+        optimizer, stream = self._anchored_optimizer, state.stream
         if optimizer is not None and stream is not None:
             known = stream.num_examples
             optimizer.hold(
                 self._rho_of_noise(self.rho_variables),
                 min(1.0, stream.batch_size / known) if known else 0.0,
             )
+            state.holder = optimizer
 
-    def set_rho(self, values: dict[str, Any]) -> None:
-        super().set_rho(values)
+    def _rho_were_set(self, rho: list[keras.Variable]) -> None:
         if self._anchored_optimizer is not None:
-            rho = rho_by_key(self)
-            self._anchored_optimizer.start_again(rho[key] for key in values)
+            self._anchored_optimizer.start_again(rho)
 
     @property
     def _anchored_optimizer(self) -> AnchoredAdam | None:

@@ -45,7 +45,7 @@ def test_training_equals_one_device(one_device, two_devices):
 
 
 def test_a_run_with_many_rho_steps_and_the_default_optimizer():
-    """It ends with a look at all that rho did, held by 4 rows in 40."""
+    """It ends with a look at all that rho did."""
     with TWO.scope():
         inputs = keras.Input((3,))
         noise = kcr.layers.LearnedDropout(0.5, name="dropout")
@@ -66,9 +66,7 @@ def test_a_run_with_many_rho_steps_and_the_default_optimizer():
     optimizer = model.rho_optimizer
     assert int(optimizer.iterations.numpy()) == 32
     assert abs(model.get_rho()["dropout/rate"] - 0.5) > 0.01
-    start, part = values(optimizer.variables[-2:])
-    assert start == 0.0
-    np.testing.assert_allclose(part, [0.1])
+    assert values(optimizer.variables[-2:-1]) == [0.0]
 
 
 @pytest.mark.filterwarnings("ignore:Rho have not learned")
