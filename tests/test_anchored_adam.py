@@ -197,6 +197,29 @@ def test_few_examples_lead_less_far_than_by_adam():
     assert adam < 0.35 and closer > 0.45
 
 
+class BackToTheStart(keras.callbacks.Callback):
+    def on_epoch_end(self, epoch, logs=None):
+        self.model.set_rho({"dropout/rate": 0.5})
+
+
+def test_what_is_back_at_its_start_is_not_without_effect():
+    """Rho that are held may end where they were; Adam's would not by chance."""
+
+    def fit(**kwargs):
+        make_model(reg_freq=1, **kwargs).fit(
+            *make_data(64),
+            reg_data=make_data(20),
+            batch_size=2,
+            verbose=0,
+            callbacks=[BackToTheStart()],
+        )
+
+    # The suite takes any warning for an error.
+    fit()
+    with pytest.warns(UserWarning, match="These rho have not moved in 32"):
+        fit(rho_optimizer=keras.optimizers.Adam(0.1))
+
+
 def starts(model):
     """Those of the rates, which are stored as logits."""
     return [

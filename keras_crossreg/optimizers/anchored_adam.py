@@ -118,6 +118,12 @@ class AnchoredAdam(keras.optimizers.Adam):
             start = self._starts[_keras.variable_index(self, variable)]
             start.assign(ops.copy(ops.convert_to_tensor(variable)))
 
+    def has_pushed(self, variable: Any) -> bool:
+        """Whether it had gradients: what is held may be back at its start."""
+        square = self._velocities[_keras.variable_index(self, variable)]
+        largest = float(ops.convert_to_numpy(ops.max(ops.sqrt(square))))
+        return bool(largest > 0.01 * self.epsilon)
+
     def update_step(
         self, gradient: Any, variable: Any, learning_rate: Any
     ) -> None:

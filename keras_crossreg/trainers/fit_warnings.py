@@ -16,6 +16,8 @@ from keras import tree
 
 from keras_crossreg._keras import can_convert_arrays
 from keras_crossreg._keras import count_steps
+from keras_crossreg._keras import inner_optimizer
+from keras_crossreg.optimizers import AnchoredAdam
 from keras_crossreg.rho import human_value
 from keras_crossreg.rho import rho_info
 from keras_crossreg.trainers.missing_classes import missing_classes
@@ -203,6 +205,13 @@ class RhoWatch:
                 "nothing of the targets."
             )
 
+    def _was_pushed(self, variable: keras.Variable) -> bool:
+        """Whether one that is where it was has come back there."""
+        optimizer = inner_optimizer(self.optimizer)
+        if not isinstance(optimizer, AnchoredAdam):
+            return False
+        return optimizer.has_pushed(variable)
+
     def report(self, logs: dict[str, Any]) -> None:
         """Warns at the end of `fit`.
 
@@ -230,6 +239,7 @@ class RhoWatch:
                 if np.abs(_stored(v) - before).max() < _STILL
                 and reach > 10 * _STILL
                 and not _is_at_bound(v)
+                and not self._was_pushed(v)
             ]
             if at_bound:
                 warn_user(

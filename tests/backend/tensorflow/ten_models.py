@@ -100,6 +100,7 @@ def plain_noise():
 def compiled(model, **arguments):
     defaults = dict(
         optimizer=keras.optimizers.Adam(0.01),
+        rho_optimizer=keras.optimizers.Adam(0.1),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
         num_samples=4,
