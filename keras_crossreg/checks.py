@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 from typing import Any
 
@@ -15,6 +16,17 @@ def check_integer(name: str, value: Any, least: int) -> int:
             f"Received: {name}={value}"
         )
     return int(value)
+
+
+def check_number(name: str, value: Any, least: int) -> float:
+    """The value, or a ValueError where it is too small or not finite."""
+    is_number = isinstance(value, numbers.Real)
+    if not (is_number and least <= value and math.isfinite(value)):
+        raise ValueError(
+            f"`{name}` must be a finite number of {least} or more. "
+            f"Received: {name}={value}"
+        )
+    return float(value)
 
 
 def check_boolean(name: str, value: Any) -> bool:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
-import numbers
 from typing import Any
 
 import keras
 
+from keras_crossreg.checks import check_number
 from keras_crossreg.hypergradients.options import Hypergradient
 
 
@@ -51,14 +50,7 @@ class GeneralizationGap(Hypergradient):
         self, factor: float = 2.0, batch_size: int | None = None
     ) -> None:
         super().__init__(batch_size)
-        if not isinstance(factor, numbers.Real) or not (
-            1 <= factor and math.isfinite(factor)
-        ):
-            raise ValueError(
-                "`factor` must be a finite number of 1 or more. "
-                f"Received: factor={factor}"
-            )
-        self.factor: float = float(factor)
+        self.factor = check_number("factor", factor, 1)
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "factor": self.factor}

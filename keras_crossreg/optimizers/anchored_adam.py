@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import numbers
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,6 +9,7 @@ import keras
 from keras import ops
 
 from keras_crossreg import _keras
+from keras_crossreg.checks import check_number
 
 
 @keras.saving.register_keras_serializable(package="keras_crossreg")
@@ -70,13 +69,7 @@ class AnchoredAdam(keras.optimizers.Adam):
         name: str = "anchored_adam",
         **kwargs: Any,
     ) -> None:
-        if not isinstance(anchor, numbers.Real) or not (
-            0 <= anchor and math.isfinite(anchor)
-        ):
-            raise ValueError(
-                "`anchor` must be a finite number of 0 or more. "
-                f"Received: anchor={anchor}"
-            )
+        anchor = check_number("anchor", anchor, 0)
         super().__init__(
             learning_rate=learning_rate,
             beta_1=beta_1,
@@ -85,7 +78,7 @@ class AnchoredAdam(keras.optimizers.Adam):
             name=name,
             **kwargs,
         )
-        self.anchor: float = float(anchor)
+        self.anchor = anchor
 
     def build(self, variables: Any) -> None:
         """Takes what the variables are now for their start."""
